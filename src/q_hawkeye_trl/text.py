@@ -11,7 +11,8 @@ QUALITY_PROMPT = (
 """Question put to the policy for one image, in training and in inference alike."""
 
 # ASCII digits only: `\d` would accept digits of other scripts, which float() then reads as if they were plain.
-_NUMBER = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
+# One way to match each number: `[0-9]+\.?[0-9]*` would backtrack quadratically over a long run of digits.
+_NUMBER = r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _SCORE = re.compile(rf"\s*({_NUMBER})\s*")
 _FORMATTED = re.compile(
@@ -88,10 +89,16 @@ def parse_score(text: str) -> float | None:
         is no answer, an open one, other text beside the number, an exponent, anything not finite, or when several
         answers differ.
     """
-    if text.count("<answer>") != text.count("</answer>"):
+    opened = text.count("<answer>")
+    if opened != text.count("</answer>"):
+        return None
+    answers = _ANSWER.findall(text)
+    if (
+        len(answers) != opened
+    ):  # as many tags closed as opened, but not in pairs: `</answer><answer>3</answer><answer>`
         return None
     values = set()
-    for answer in _ANSWER.findall(text):
+    for answer in answers:
         match = _SCORE.fullmatch(answer)
         if match is None:
             return None

@@ -1,0 +1,118 @@
+"""What a training run writes down while it goes on: a line a log, a short progress bar, figures before and after."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import ProgressCallback, TrainerCallback
+
+METRICS_FILE = "metrics.jsonl"
+SHOWN = {
+    "reward": "reward",
+    "scores/srcc": "SRCC",
+    "scores/spread": "spread",
+    "scores/parse_rate": "parsed",
+    "perception/kl": "KL",
+}
+"""Metrics on the progress bar, with their short names."""
+
+
+class MetricsFileCallback(TrainerCallback):
+    """
+    Appends every log of the trainer to `metrics.jsonl`, one JSON object a line with the `step` it belongs to. After a
+    resume the lines beyond the checkpoint are dropped first, so that no step stands there twice.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder of the run.
+    """
+
+    def __init__(self, output_dir: str | Path):
+        self.path = Path(output_dir) / METRICS_FILE
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step and state.global_step]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class BriefProgressCallback(ProgressCallback):
+    """Transformers' progress bar, with a handful of metrics behind it in place of whole dictionaries between."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None:
+            shown = {short: logs[key] for key, short in SHOWN.items() if logs.get(key) is not None}
+            self.training_bar.set_postfix({short: f"{value:.3f}" for short, value in shown.items()})
+
+
+class HeldOutCallback(TrainerCallback):
+    """
+    Measures the policy on held-out images before the first and after the last step. A resumed run keeps the figures
+    that stand in its folder from before.
+
+    Args:
+        measure (`Callable[[str], dict[str, float]]`):
+            Measures the policy as it is, given a name for the progress bar; called on every rank.
+        folder (`str` or `Path`):
+            Folder of the run, where `before.json` is kept.
+    """
+
+    def __init__(self, measure: Callable[[str], dict[str, float]], folder: str | Path):
+        self.measure = measure
+        self.before_path = Path(folder) / "before.json"
+        self.before: dict[str, float] | None = None
+        self.after: dict[str, float] | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step > 0:
+            self.before = json.loads(self.before_path.read_text()) if self.before_path.is_file() else None
+            return
+        self.before = self.measure("before")
+        if state.is_world_process_zero:
+            write_atomically(self.before_path, json.dumps(self.before, indent=2) + "\n")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.after = self.measure("after")
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """
+    Reads a `metrics.jsonl`.
+
+    Args:
+        path (`str` or `Path`):
+            File; a missing one counts as empty.
+
+    Returns:
+        `list[dict]`: The whole lines in order; a last line that a crash cut off is left out.
+    """
+    path = Path(path)
+    text = path.read_text() if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """
+    Writes a text file so that it is there whole or not at all.
+
+    Args:
+        path (`str` or `Path`):
+            File to write or replace.
+        text (`str`):
+            What it is to hold.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,53 @@
+"""What the scores of the rollouts say while training runs: spread, parse rate, running SRCC and PLCC."""
+
+from collections import deque
+
+import torch
+
+from .evaluation.metrics import plcc, srcc
+
+WINDOW = 512
+"""Images over which the running correlations are taken."""
+
+
+class ScoreMonitor:
+    """
+    Keeps the rollouts' mean score and the MOS of the last images that were rolled out, and correlates them.
+
+    Args:
+        window (`int`, *optional*, defaults to `512`):
+            Number of images kept. The window is not saved: after a resume it fills anew.
+    """
+
+    def __init__(self, window: int = WINDOW):
+        self._pairs: deque[tuple[float, float]] = deque(maxlen=window)
+
+    def update(self, scores: torch.Tensor, mos: torch.Tensor) -> None:
+        """
+        Adds the images of one generation batch; those without a parsed score or a MOS are left out.
+
+        Args:
+            scores (`torch.Tensor` of shape `(N, G)`):
+                Scores of the rollouts, NaN where none parsed.
+            mos (`torch.Tensor` of shape `(N,)`):
+                Mean opinion scores on the same scale, NaN where unknown.
+        """
+        means = torch.nanmean(scores, dim=1)
+        known = ~(torch.isnan(means) | torch.isnan(mos))
+        self._pairs.extend(zip(means[known].tolist(), mos[known].tolist(), strict=True))
+
+    def correlations(self) -> dict[str, float]:
+        """
+        Correlates what the window holds.
+
+        Returns:
+            `dict[str, float]`: `srcc` and `plcc` in [-1, 1]; empty with fewer than three images.
+        """
+        if len(self._pairs) < 3:
+            return {}
+        means, mos = zip(*self._pairs, strict=True)
+        return {"srcc": srcc(means, mos), "plcc": plcc(means, mos)}
+
+    def clear(self) -> None:
+        """Forgets all images."""
+        self._pairs.clear()

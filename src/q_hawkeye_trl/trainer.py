@@ -1,0 +1,339 @@
+"""`HawkeyeGRPOTrainer`: hooks on TRL's `GRPOTrainer`; the formulas live in `objective`."""
+
+import math
+import textwrap
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+
+from .checks import check_compatible, check_dataset
+from .config import HawkeyeGRPOConfig
+from .degraded_batch import degraded_pixel_values
+from .objective.perception import perception_kl, sampled_entropy
+from .objective.reduction import token_weights
+from .objective.schedule import perception_gamma_at
+from .objective.uncertainty import rollout_uncertainty, score_statistics, uncertainty_weights
+from .resume import has_full_weights, load_full_weights
+from .score_monitor import ScoreMonitor
+from .seam import VISION_KEYS, check_seam
+from .text import completion_text, parse_score
+
+ScoreFunc = Callable[[str], float | None]
+
+DATASET_COLUMNS = ("degraded_image", "degraded_images", "mos", "image_id", "dataset")
+
+
+class HawkeyeGRPOTrainer(GRPOTrainer):
+    """
+    Trainer for the Q-Hawkeye method, proposed in [Q-Hawkeye: Reliable Visual Policy Optimization for Image Quality
+    Assessment](https://huggingface.co/papers/2601.22920).
+
+    It is [`~trl.GRPOTrainer`] with two changes. (1) The advantages of a group are multiplied by a weight that falls
+    with the variance of the scores that its rollouts state. (2) The loss has three more terms: minus gamma times the KL
+    divergence between the policy on the original and on a degraded image, and the entropies on both images. With all
+    coefficients 0 it is stock GRPO, bit for bit. Checkpoints of model families whose keys `save_pretrained` renames
+    are resumed with their weights, which the stock trainer loses.
+
+    Datasets have the columns `prompt` and `image` or `images`, optionally `degraded_image` or `degraded_images` (without
+    such a column the view is made on the fly), `mos` and `image_id`.
+
+    Args:
+        model, reward_funcs, args, ...:
+            As in [`~trl.GRPOTrainer`]; `args` is a [`HawkeyeGRPOConfig`].
+        score_fn (`Callable[[str], float | None]`, *optional*, defaults to [`parse_score`]):
+            Reads the score that a completion's text states, or `None` where it states none.
+
+    Raises:
+        `TypeError`: `args` is not a [`HawkeyeGRPOConfig`].
+        `ValueError`: A setting or dataset with which the method can't work; the message says what to change.
+        `RuntimeError`: The installed TRL differs from the one that this trainer hooks into.
+
+    Example:
+
+    ```python
+    from q_hawkeye_trl import HawkeyeGRPOConfig, HawkeyeGRPOTrainer
+    from q_hawkeye_trl.rewards import accuracy_reward, format_reward
+
+    trainer = HawkeyeGRPOTrainer(
+        model="Qwen/Qwen2.5-VL-3B-Instruct",
+        reward_funcs=[accuracy_reward, format_reward],
+        args=HawkeyeGRPOConfig(output_dir="runs/koniq", bf16=True),
+        train_dataset=dataset,
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "grpo", "q-hawkeye"]
+    _name = "Q-Hawkeye"
+    _paper = {
+        "title": "Q-Hawkeye: Reliable Visual Policy Optimization for Image Quality Assessment",
+        "id": "2601.22920",
+        "citation": textwrap.dedent("""\
+            @article{qhawkeye2026,
+                title        = {{Q-Hawkeye: Reliable Visual Policy Optimization for Image Quality Assessment}},
+                year         = 2026,
+                eprint       = {arXiv:2601.22920},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args: HawkeyeGRPOConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        *positional,
+        score_fn: ScoreFunc | None = None,
+        **kwargs,
+    ):
+        check_seam()
+        if args is None:
+            args = HawkeyeGRPOConfig(f"{_model_name(model)}-Q-Hawkeye")
+        if not isinstance(args, HawkeyeGRPOConfig):
+            raise TypeError(
+                f"args is a {type(args).__name__}; give a HawkeyeGRPOConfig (it takes all GRPOConfig fields)."
+            )
+        check_dataset(train_dataset, args)
+        check_dataset(eval_dataset, args)
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, *positional, **kwargs)
+        check_compatible(self)
+        self.score_fn = parse_score if score_fn is None else score_fn
+        self._monitors = {"train": ScoreMonitor(), "eval": ScoreMonitor()}
+        self._row_weights: torch.Tensor | None = None  # (B,), from scoring to scaling the advantages
+        self._captured: list | None = None  # log-probabilities and entropies of the loss's own forward
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = [*self._signature_columns, *DATASET_COLUMNS]
+
+    # Uncertainty-aware reweighting
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._row_weights = self._weigh_rows(inputs, completions)
+        return rewards_per_func
+
+    def _weigh_rows(self, inputs: list[dict[str, Any]], completions: list) -> torch.Tensor | None:
+        """Weights of this rank's rows (B,), from the scores of whole groups, which can span ranks."""
+        mode = "train" if self.model.training else "eval"
+        group_size = self.num_generations if mode == "train" else self.num_generations_eval
+        local = torch.tensor(
+            [[self._read_score(c), _number(x.get("mos"))] for x, c in zip(inputs, completions, strict=True)],
+            device=self.accelerator.device,
+        )
+        scores, mos = self.accelerator.gather(local).unbind(dim=1)
+        scores, mos = scores.view(-1, group_size), mos.view(-1, group_size)[:, 0]
+        scale = {"score_min": self.args.score_min, "score_max": self.args.score_max}
+        self._monitors[mode].update(scores, mos)
+        self._add_metrics(mode, score_statistics(scores, prefix="scores/", **scale))
+        self._add_metrics(mode, {f"scores/{k}": v for k, v in self._monitors[mode].correlations().items()})
+        if group_size == 1 or self.args.uncertainty_alpha == 0:  # a single rollout has no spread to speak of
+            return None
+
+        uncertainty = rollout_uncertainty(scores, unparsed=self.args.uncertainty_unparsed, **scale)
+        weights = uncertainty_weights(
+            uncertainty,
+            alpha=self.args.uncertainty_alpha,
+            weighting=self.args.uncertainty_weighting,
+            normalize=self.args.normalize_uncertainty_weights,
+        )
+        self._add_metrics(
+            mode,
+            {
+                "uncertainty/mean": uncertainty.mean().item(),
+                "uncertainty/weight_mean": weights.mean().item(),
+                "uncertainty/weight_min": weights.min().item(),
+            },
+        )
+        start = self.accelerator.process_index * len(inputs)
+        return weights.repeat_interleave(group_size)[start : start + len(inputs)]
+
+    def _read_score(self, completion) -> float:
+        score = self.score_fn(completion_text(completion))
+        if score is None:
+            return math.nan
+        if not math.isfinite(score):
+            raise ValueError(
+                f"score_fn returned {score} for {completion_text(completion)!r}; return None for no score."
+            )
+        return float(score)
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        weights, self._row_weights = self._row_weights, None
+        if weights is not None:
+            advantages = output["advantages"]
+            output["advantages"] = advantages * (weights if advantages.dim() == 1 else weights.unsqueeze(1))
+        if self._wants_degraded_view():
+            self._attach_degraded_view(inputs, output)
+        return output
+
+    # Perception-aware loss
+
+    def _gamma(self) -> float:
+        return perception_gamma_at(
+            self.state.epoch or 0.0,
+            gamma=self.args.perception_gamma,
+            schedule=self.args.perception_gamma_schedule,
+            zero_epoch=self.args.perception_gamma_zero_epoch,
+        )
+
+    def _wants_degraded_view(self) -> bool:
+        # Config and epoch only, never local rows: every rank must run the same forwards (ZeRO-3 hangs otherwise).
+        return self.args.entropy_degraded_coef > 0 or self._gamma() > 0
+
+    def _attach_degraded_view(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
+        """Adds the twin's pixels, a list with one entry a row, which TRL shuffles and splits along with the rows."""
+        if "pixel_values" not in output:  # a batch without images
+            output["has_degraded_view"] = torch.zeros(len(inputs), dtype=torch.bool, device=self.accelerator.device)
+            return
+        given = any(name in inputs[0] for name in ("degraded_image", "degraded_images"))
+        pixels, has_view = degraded_pixel_values(
+            inputs,
+            output,
+            self.processing_class,
+            degradations=None if given else self.args.degradations,
+            degradation_seed=self.args.degradation_seed,
+            # one fixed view in evaluation, so that its losses can be compared
+            epoch=math.floor(self.state.epoch or 0.0) if self.model.training else 0,
+            chat_template_kwargs=self.chat_template_kwargs,
+            tools=self.tools or None,
+        )
+        output["degraded_pixel_values"] = pixels
+        output["has_degraded_view"] = has_view
+
+    @contextmanager
+    def _capture_forward(self):
+        self._captured = []
+        try:
+            yield self._captured
+        finally:
+            self._captured = None  # it holds the graph
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        if self._captured is not None:
+            self._captured.append((logps, entropies))
+        return logps, entropies, aux_loss
+
+    def _compute_loss(self, model, inputs):
+        if not self.args.uses_perception_terms:
+            return super()._compute_loss(model, inputs)
+        with self._capture_forward() as captured:
+            loss = super()._compute_loss(model, inputs)
+        ((logps, entropies),) = captured
+        return loss + self._perception_loss(model, inputs, logps, entropies)
+
+    def _perception_loss(self, model, inputs, logps: torch.Tensor, entropies: torch.Tensor) -> torch.Tensor:
+        """The perception terms, averaged over tokens as TRL averages the policy loss."""
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        weights = self._token_weights(mask, inputs)
+        sampled = self.args.entropy_estimator == "sampled"
+        logps = logps.masked_fill(mask == 0, 0.0)
+        entropy = sampled_entropy(logps) if sampled else entropies.masked_fill(mask == 0, 0.0)
+        loss = self.args.entropy_original_coef * (entropy * weights).sum()
+        sums = {"entropy_original": (entropy, mask)}
+
+        if "has_degraded_view" in inputs:
+            logps_degraded, entropies_degraded = self._forward_degraded(model, inputs)
+            pair_mask = mask * inputs["has_degraded_view"].unsqueeze(1)
+            pair_weights = weights * inputs["has_degraded_view"].unsqueeze(1)
+            logps_degraded = logps_degraded.masked_fill(mask == 0, 0.0)
+            kl = perception_kl(logps, logps_degraded, clip=self.args.perception_kl_clip)
+            entropy = sampled_entropy(logps_degraded) if sampled else entropies_degraded.masked_fill(mask == 0, 0.0)
+            gamma = self._gamma()
+            loss = loss - gamma * (kl * pair_weights).sum()
+            loss = loss + self.args.entropy_degraded_coef * (entropy * pair_weights).sum()
+            sums |= {"kl": (kl, pair_mask), "entropy_degraded": (entropy, pair_mask)}
+            self._add_metrics(self._mode, {"perception/gamma": gamma})
+            unpaired = self.accelerator.reduce((~inputs["has_degraded_view"]).sum().float(), reduction="sum")
+            self._add_metrics(self._mode, {"perception/rows_without_view": unpaired.item()})
+        self._log_token_means(sums)
+        return loss
+
+    def _forward_degraded(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and entropies (B, T) of the same completions under the degraded images."""
+        vision = {key: inputs.get(key) for key in VISION_KEYS}
+        if "degraded_pixel_values" in inputs:
+            vision["pixel_values"] = torch.cat(inputs["degraded_pixel_values"])
+        frozen = self.args.perception_gradient == "original"
+        checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        with torch.no_grad() if frozen else nullcontext(), checkpointing if frozen else nullcontext():
+            logps, entropies, _ = self._get_per_token_logps_and_entropies(
+                model,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                inputs["completion_ids"].size(1),
+                compute_entropy=True,
+                **vision,
+            )
+        return logps, entropies
+
+    def _token_weights(self, mask: torch.Tensor, inputs) -> torch.Tensor:
+        return token_weights(
+            mask,
+            self.loss_type,
+            num_items_in_batch=inputs["num_items_in_batch"],
+            num_processes=self.accelerator.num_processes,
+            accumulation_steps=self.current_gradient_accumulation_steps if self.model.training else 1,
+            steps_per_generation=self.args.steps_per_generation,
+            max_completion_length=self.max_completion_length,
+            training=self.model.training,
+        )
+
+    # Metrics
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _add_metrics(self, mode: str, metrics: dict[str, float]) -> None:
+        for key, value in metrics.items():
+            self._metrics[mode][key].append(value)
+
+    def _log_token_means(self, values: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Logs the mean of each (B, T) value over the tokens of its mask, over all ranks."""
+        local = torch.stack([torch.stack([(v.detach() * m).sum(), m.sum().float()]) for v, m in values.values()])
+        totals = self.accelerator.reduce(local, reduction="sum")
+        for key, (total, count) in zip(values, totals.tolist(), strict=True):
+            if count > 0:
+                self._metrics[self._mode][f"perception/{key}"].append(total / count)
+
+    def evaluate(self, *args, **kwargs):
+        self._monitors["eval"].clear()
+        return super().evaluate(*args, **kwargs)
+
+    # Checkpoints
+
+    def _loads_full_weights(self, checkpoint: str) -> bool:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return not sharded and not is_peft_model(self.model) and has_full_weights(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self._loads_full_weights(resume_from_checkpoint):
+            load_full_weights(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        if self._loads_full_weights(self.state.best_model_checkpoint):
+            load_full_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+
+def _number(value) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _model_name(model) -> str:
+    name = model if isinstance(model, str) else model.config._name_or_path
+    return name.rstrip("/").split("/")[-1]
