@@ -90,6 +90,11 @@ def test_rollout_uncertainty_grows_with_each_lost_score_of_an_agreeing_group():
     assert values == pytest.approx([lost / 8 for lost in range(9)])
 
 
+@pytest.mark.parametrize("high", [0.1, 0.3, 0.7, 5.0, 9.99])
+def test_rollout_uncertainty_stays_at_one_where_float32_rounds_up(high):
+    assert rollout_uncertainty(torch.tensor([[0.0, high]]), score_min=0.0, score_max=high).item() <= 1.0
+
+
 def test_rollout_uncertainty_neither_writes_into_the_scores_nor_changes_their_dtype():
     scores = torch.tensor([[0.0, NAN, 9.0]], dtype=torch.float64)
     before = scores.clone()

@@ -8,16 +8,20 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image, ImageFilter
-from tiny_qwen import qwen_config, qwen_processor
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 from q_hawkeye_trl.text import quality_messages
+from tiny_qwen import qwen_config, qwen_processor
+from tiny_tiled import tiled_config, tiled_processor
 
-ANSWERS = [f"<think>blur</think><answer>{score:.2f}</answer>" for score in (1.5, 4.25, 3.0, 2.75, 4.5, 2.0, 3.25, 1.25)]
+ANSWERS = [
+    f"<think>blur</think><answer>{score:.2f}</answer>" for score in (1.5, 4.25, 3.0, 2.75, 4.5, 2.0, 3.25, 1.25)
+]
 """Completions of the asked form for scripted rollouts; the two groups of four have different spreads."""
 
 _BUILDERS: dict[str, tuple[Callable, Callable]] = {
-    family: (qwen_processor, qwen_config) for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), (qwen_processor, qwen_config)),
+    **dict.fromkeys(("smolvlm", "internvl", "gemma3", "llava"), (tiled_processor, tiled_config)),
 }
 
 FAMILIES = tuple(_BUILDERS)

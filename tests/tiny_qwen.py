@@ -2,7 +2,6 @@
 
 from functools import cache
 
-from tiny_tokenizer import tiny_tokenizer
 from transformers import (
     PreTrainedConfig,
     ProcessorMixin,
@@ -16,6 +15,8 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+
+from tiny_tokenizer import tiny_tokenizer
 
 _SPECIAL_TOKENS = (
     "<|endoftext|>",

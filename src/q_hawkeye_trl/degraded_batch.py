@@ -98,7 +98,7 @@ def at_model_size(image: Image.Image, processing_class: ProcessorMixin, grid: to
     processor = processing_class.image_processor
     if grid is not None:
         size = (int(grid[2]) * processor.patch_size, int(grid[1]) * processor.patch_size)
-    elif _is_tiling(processor) or not (processor.size and processor.size.get("height")):
+    elif _is_tiling(processing_class) or not (processor.size and processor.size.get("height")):
         return image
     else:
         size = (processor.size["width"], processor.size["height"])
@@ -228,5 +228,8 @@ def _texts_only(messages: list[dict]) -> list:
     return [[block.get("text", block["type"]) for block in message.get("content") or []] for message in messages]
 
 
-def _is_tiling(processor) -> bool:
-    return bool(getattr(processor, "do_image_splitting", False) or getattr(processor, "crop_to_patches", False))
+def _is_tiling(processing_class: ProcessorMixin) -> bool:
+    # The defaults of the processor outrank its image processor's: InternVL's turn tiling on this way.
+    defaults = getattr(processing_class, "images_kwargs", {})
+    names = ("do_image_splitting", "crop_to_patches")
+    return any(defaults.get(name, getattr(processing_class.image_processor, name, False)) for name in names)

@@ -93,9 +93,7 @@ def parse_score(text: str) -> float | None:
     if opened != text.count("</answer>"):
         return None
     answers = _ANSWER.findall(text)
-    if (
-        len(answers) != opened
-    ):  # as many tags closed as opened, but not in pairs: `</answer><answer>3</answer><answer>`
+    if len(answers) != opened:  # equal counts, but no pairs: `</answer><answer>3</answer><answer>`
         return None
     values = set()
     for answer in answers:

@@ -59,7 +59,7 @@ def check_rows(dataset: Dataset, *, score_min: float, score_max: float) -> None:
     Args:
         dataset (`Dataset`):
             Rows with `prompt`, `mos`, `image_id`, one of `image` and `images`, and optionally `degraded_image` or
-            `degraded_images`, `None` in a row without a degraded view.
+            `degraded_images`, `None` (or an empty list) in a row without a degraded view.
         score_min (`float`), score_max (`float`):
             Range of `mos`.
 
@@ -76,8 +76,8 @@ def check_rows(dataset: Dataset, *, score_min: float, score_max: float) -> None:
         mos = row["mos"]
         if not isinstance(mos, int | float) or not math.isfinite(mos) or not score_min <= mos <= score_max:
             raise ValueError(
-                f"{where}, column `mos`: expected a number in [{score_min}, {score_max}], got {mos!r}. Bring scores to "
-                "that scale first; they are never clamped."
+                f"{where}, column `mos`: expected a number in [{score_min}, {score_max}], got {mos!r}. Bring scores "
+                "to that scale first; they are never clamped."
             )
         for column in ("prompt", "image_id"):
             if row[column] is None or row[column] == "":
@@ -121,8 +121,8 @@ def _read(path: Path) -> Dataset | DatasetDict:
         return load_dataset(builders.pop(), data_files=_splits_by_name(tables))
     except Exception as error:  # `datasets` raises a dozen of its own kinds and pyarrow's, without naming the folder
         raise ValueError(
-            f"{path} can't be read as a dataset ({error}): expected what `save_to_disk` writes, or Parquet, CSV or JSON "
-            "files with the same columns."
+            f"{path} can't be read as a dataset ({error}): expected what `save_to_disk` writes, or Parquet, CSV or "
+            "JSON files with the same columns."
         ) from error
 
 
@@ -225,8 +225,8 @@ def _check_images(images: list[bool] | bool, degraded: list[bool] | bool, column
         raise ValueError(f"{where}, column `{column}`: an image is missing.")
     if not isinstance(images, list) or not isinstance(degraded, list):
         return
-    if len(degraded) != len(images) or not all(degraded):
+    if degraded and (len(degraded) != len(images) or not all(degraded)):
         raise ValueError(
-            f"{where}, column `degraded_{column}`: expected a view of each of the {len(images)} images, or None for the "
-            f"whole row, got {sum(degraded)} in {len(degraded)} places."
+            f"{where}, column `degraded_{column}`: expected a view of each of the {len(images)} images, or None for "
+            f"the whole row, got {sum(degraded)} in {len(degraded)} places."
         )

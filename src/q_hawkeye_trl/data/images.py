@@ -95,8 +95,8 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(
-            f"Integer values from {values.min()} to {values.max()} are beyond 16 bits, so their scale is unknown: save "
-            "the image as 8-bit RGB."
+            f"Integer values from {values.min()} to {values.max()} are beyond 16 bits, so their scale is unknown: "
+            "save the image as 8-bit RGB."
         )
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))  # 65535 / 257 = 255
 

@@ -231,8 +231,8 @@ def _present(rows: list[int], labels: list[KoniqLabel], images: Path, allow_miss
     few = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
     if len(missing) > allow_missing:
         raise FileNotFoundError(
-            f"{images}: {len(missing)} of the split's {len(rows)} images are missing ({few}); unpack the set again, or "
-            f"go on without them by allow_missing={len(missing)}."
+            f"{images}: {len(missing)} of the split's {len(rows)} images are missing ({few}); unpack the set again, "
+            f"or go on without them by allow_missing={len(missing)}."
         )
     if missing:
         warnings.warn(f"{images}: going on without {len(missing)} of the split's {len(rows)} images ({few}).")

@@ -1,0 +1,455 @@
+import hashlib
+import io
+import math
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from scipy.ndimage import zoom
+
+from q_hawkeye_trl.data.degradations import (
+    DEGRADATIONS,
+    RELEASE_PRESETS,
+    RELEASE_STRONG_PRESETS,
+    SEVERITIES,
+    SPATIAL_SEVERITIES,
+    choose_degradation,
+    degradation_parameters,
+    degrade,
+    degraded_view,
+    degraded_views,
+    parse_degradation,
+    pixel_hash,
+    view_seed,
+)
+from q_hawkeye_trl.data.distortions import (
+    banding,
+    brighten,
+    contrast,
+    darken,
+    defocus_blur,
+    gaussian_blur,
+    gaussian_noise,
+    jpeg,
+    jpeg2000,
+    motion_blur,
+    pixelate,
+    saturation,
+)
+
+RELEASE_NAMES = tuple(RELEASE_PRESETS)
+SEVERE_NAMES = [f"{kind}@{severity}" for kind in DEGRADATIONS for severity in range(1, 6)]
+
+
+def _rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def _scene(height=84, width=112, seed=0):
+    """Soft shapes, fine texture and colour, as a photograph has them."""
+    rng = _rng(seed)
+    scene = np.zeros((height, width, 3))
+    for cells, weight in ((3, 1.0), (8, 0.6), (24, 0.4), (min(height, width) // 2, 0.25)):
+        coarse = rng.uniform(-1, 1, (cells, cells, 3))
+        scene += weight * zoom(coarse, (height / cells, width / cells, 1), order=1, grid_mode=True, mode="nearest")
+    scene = (scene - scene.min()) / (scene.max() - scene.min())
+    return np.rint(15 + 225 * scene).astype(np.uint8)
+
+
+def _mse(a, b):
+    return float(((np.asarray(a, dtype=float) - np.asarray(b, dtype=float)) ** 2).mean())
+
+
+# --- the array functions against plain oracles ---
+
+
+def test_gaussian_noise_has_the_stated_deviation_and_no_bias():
+    grey = np.full((200, 200, 3), 128, dtype=np.uint8)
+    noise = gaussian_noise(grey, 20, _rng()).astype(float) - 128
+    assert noise.std() == pytest.approx(math.sqrt(20**2 + 1 / 12), rel=0.01)  # 1/12: rounding
+    assert abs(noise.mean()) < 0.3
+    channels = np.corrcoef(noise.reshape(-1, 3).T)
+    assert np.abs(channels - np.eye(3)).max() < 0.02  # each channel its own
+
+
+def test_gaussian_noise_clips_and_zero_std_changes_nothing():
+    black = np.zeros((50, 50, 3), dtype=np.uint8)
+    noisy = gaussian_noise(black, 30, _rng())
+    assert 0.45 < (noisy == 0).mean() < 0.55  # the negative half is clipped and never wraps to white
+    assert noisy.max() < 200
+    assert np.array_equal(gaussian_noise(_scene(), 0, _rng()), _scene())
+
+
+def test_gaussian_blur_is_pillows():
+    expected = Image.fromarray(_scene()).filter(ImageFilter.GaussianBlur(1.7))
+    assert np.array_equal(gaussian_blur(_scene(), 1.7), np.array(expected))
+
+
+def _reference_defocus(array, radius):
+    height, width, _ = array.shape
+    reach = math.ceil(radius)
+    result = np.zeros(array.shape)
+    for y in range(height):
+        for x in range(width):
+            total = 0.0
+            for dy in range(-reach, reach + 1):
+                for dx in range(-reach, reach + 1):
+                    weight = min(max(radius + 0.5 - math.sqrt(dy * dy + dx * dx), 0.0), 1.0)
+                    pixel = array[min(max(y + dy, 0), height - 1), min(max(x + dx, 0), width - 1)]
+                    result[y, x] += weight * pixel.astype(float)
+                    total += weight
+            result[y, x] /= total
+    return result
+
+
+@pytest.mark.parametrize("radius", [0.8, 2.0, 2.6])
+def test_defocus_blur_averages_over_a_disc(radius):
+    array = _rng().integers(0, 256, (11, 9, 3)).astype(np.uint8)
+    assert np.abs(defocus_blur(array, radius) - _reference_defocus(array, radius)).max() <= 0.501
+
+
+@pytest.mark.parametrize("angle, axis", [(0, 1), (90, 0), (180, 1)])
+def test_motion_blur_spreads_a_point_along_one_axis_only(angle, axis):
+    point = np.zeros((21, 21, 3), dtype=np.uint8)
+    point[10, 10] = 200
+    blurred = motion_blur(point, 5, angle)[..., 0].astype(float)
+    line = blurred.sum(axis=1 - axis)
+    assert blurred.max(axis=1 - axis) == pytest.approx(line)  # nothing beside the line
+    assert line.sum() == pytest.approx(200, abs=5)  # the mean is kept but for rounding
+    # Samples lie evenly on [-2, 2] and are shared between neighbours: a box of 4 convolved with a triangle of 2.
+    assert line[7:14] == pytest.approx([0, 25, 50, 50, 50, 25, 0], abs=2)
+
+
+def test_motion_blur_runs_upwards_to_the_right_at_45_degrees():
+    point = np.zeros((21, 21, 3), dtype=np.uint8)
+    point[10, 10] = 255
+    blurred = motion_blur(point, 9, 45)[..., 0]
+    assert blurred[8, 12] > 20 and blurred[12, 8] > 20
+    assert blurred[8, 8] == 0 and blurred[12, 12] == 0
+
+
+def _reference_jpeg(array, quality):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "JPEG", quality=quality)
+    return np.array(Image.open(buffer))
+
+
+def test_jpeg_is_pillows_and_repeats():
+    once = _reference_jpeg(_scene(), 5)
+    assert np.array_equal(jpeg(_scene(), 5), once)
+    assert np.array_equal(jpeg(_scene(), 5, repeats=2), _reference_jpeg(once, 5))
+    assert np.array_equal(jpeg(_scene(), 22.4), _reference_jpeg(_scene(), 22))
+
+
+@pytest.mark.parametrize("function, factor", [(darken, 0.6), (darken, 0.0), (brighten, 1.7), (brighten, 300.0)])
+def test_darken_and_brighten_multiply_round_and_clip(function, factor):
+    array = np.arange(256, dtype=np.uint8)[:, None, None].repeat(2, axis=1).repeat(3, axis=2)
+    result = function(array, factor)
+    for value in range(256):
+        assert abs(float(result[value, 0, 0]) - min(value * factor, 255)) <= 0.5001
+
+
+def test_contrast_shrinks_distances_from_the_mean_luma():
+    array = _scene()
+    grey = sum(0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2] for p in array.reshape(-1, 3).astype(float))
+    grey /= array.shape[0] * array.shape[1]
+    expected = grey + (array.astype(float) - grey) * 0.3
+    assert np.abs(contrast(array, 0.3) - expected).max() <= 0.501
+    assert np.ptp(contrast(array, 0)) == 0
+
+
+def test_saturation_zero_is_grey_and_keeps_luma():
+    array = _scene()
+    grey = saturation(array, 0).astype(float)
+    assert np.ptp(grey, axis=2).max() == 0
+    for y, x in ((0, 0), (40, 50), (83, 111)):
+        red, green, blue = array[y, x].astype(float)
+        assert abs(grey[y, x, 0] - (0.299 * red + 0.587 * green + 0.114 * blue)) <= 0.501
+
+
+def test_pixelate_replaces_blocks_by_their_mean():
+    array = _rng().integers(0, 256, (12, 20, 3)).astype(np.uint8)
+    result = pixelate(array, 4)
+    for y in range(0, 12, 4):
+        for x in range(0, 20, 4):
+            mean = array[y : y + 4, x : x + 4].reshape(-1, 3).astype(float).mean(axis=0)
+            assert np.abs(result[y : y + 4, x : x + 4] - mean).max() <= 1
+
+
+def test_pixelate_of_a_block_beyond_the_image_leaves_one_colour():
+    assert len(np.unique(pixelate(_scene(), 1000).reshape(-1, 3), axis=0)) == 1
+
+
+@pytest.mark.parametrize("levels", [2, 3, 6, 24])
+def test_banding_leaves_evenly_spaced_levels(levels):
+    array = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+    result = banding(array, levels)[:, 0, 0]
+    assert sorted(set(result.tolist())) == [round(255 * k / (levels - 1)) for k in range(levels)]
+    assert np.abs(result.astype(float) - np.arange(256)).max() <= 255 / (levels - 1) / 2 + 0.5
+
+
+def test_jpeg2000_loses_more_at_a_higher_ratio_and_not_everything_on_a_small_image():
+    array = _scene(40, 40)
+    errors = [_mse(jpeg2000(array, ratio), array) for ratio in (2, 8, 32, 128)]
+    assert errors == sorted(errors) and errors[0] < 20
+    assert errors[2] < array.astype(float).var(axis=(0, 1)).mean()  # better than one colour all over
+
+
+NEUTRAL = [
+    (gaussian_blur, {"radius": 0}),
+    (defocus_blur, {"radius": 0.5}),
+    (motion_blur, {"length": 1, "angle": 33}),
+    (darken, {"factor": 1}),
+    (brighten, {"factor": 1}),
+    (contrast, {"factor": 1}),
+    (saturation, {"factor": 1}),
+    (pixelate, {"block": 1}),
+    (banding, {"levels": 256}),
+]
+
+
+@pytest.mark.parametrize("function, parameters", NEUTRAL, ids=lambda v: getattr(v, "__name__", ""))
+def test_neutral_strength_changes_nothing(function, parameters):
+    assert np.array_equal(function(_scene(), **parameters), _scene())
+
+
+BAD = [
+    (gaussian_noise, {"std": -1, "rng": _rng()}, "std"),
+    (gaussian_noise, {"std": math.nan, "rng": _rng()}, "std"),
+    (gaussian_blur, {"radius": -0.1}, "radius"),
+    (gaussian_blur, {"radius": math.inf}, "radius"),
+    (defocus_blur, {"radius": -1}, "radius"),
+    (motion_blur, {"length": 0.5, "angle": 0}, "length"),
+    (motion_blur, {"length": 3, "angle": math.nan}, "angle"),
+    (jpeg, {"quality": 0}, "quality"),
+    (jpeg, {"quality": 96}, "quality"),
+    (jpeg, {"quality": 5, "repeats": 0}, "repeats"),
+    (darken, {"factor": 1.2}, "factor"),
+    (brighten, {"factor": 0.9}, "factor"),
+    (contrast, {"factor": -1}, "factor"),
+    (saturation, {"factor": -1}, "factor"),
+    (pixelate, {"block": 0}, "block"),
+    (jpeg2000, {"ratio": 0.5}, "ratio"),
+    (banding, {"levels": 1}, "levels"),
+]
+
+
+@pytest.mark.parametrize("function, parameters, name", BAD)
+def test_a_strength_out_of_range_is_refused_by_name(function, parameters, name):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        function(_scene(), **parameters)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), [1]]
+)
+def test_anything_but_an_rgb_array_is_refused(array):
+    with pytest.raises(ValueError, match=r"uint8|empty"):
+        darken(array, 0.5)
+
+
+# --- names, presets, severities ---
+
+
+def test_presets_are_the_releases():
+    assert RELEASE_PRESETS == {
+        "gaussian_noise": {"std": 45},
+        "gaussian_blur": {"radius": 2},
+        "jpeg": {"quality": 5, "repeats": 3},
+        "darken": {"factor": 0.6},
+    }
+    assert degradation_parameters(parse_degradation("gaussian_noise@strong"), 100) == {"std": 65}
+    assert degradation_parameters(parse_degradation("gaussian_blur@strong"), 100) == {"radius": 4}
+    assert degradation_parameters(parse_degradation("jpeg@strong"), 100) == {"quality": 5, "repeats": 3}
+    assert degradation_parameters(parse_degradation("darken@strong"), 100) == {"factor": 0.5}
+    assert RELEASE_STRONG_PRESETS.keys() == RELEASE_PRESETS.keys()
+
+
+def test_every_kind_has_five_severities_in_one_table():
+    assert set(SEVERITIES) | set(SPATIAL_SEVERITIES) == set(DEGRADATIONS)
+    assert not set(SEVERITIES) & set(SPATIAL_SEVERITIES)
+    assert all(len(row[-1]) == 5 for row in [*SEVERITIES.values(), *SPATIAL_SEVERITIES.values()])
+
+
+def test_spatial_severity_grows_with_the_short_side():
+    for kind, (parameter, neutral, shares) in SPATIAL_SEVERITIES.items():
+        for short_side in (84, 768):
+            strength = degradation_parameters(parse_degradation(f"{kind}@4"), short_side)
+            assert strength == {parameter: pytest.approx(neutral + shares[3] * short_side)}
+
+
+def test_names_parse():
+    assert parse_degradation("jpeg") == ("jpeg", "release")
+    assert parse_degradation("jpeg@4") == ("jpeg", 4)
+    assert parse_degradation("motion_blur@1") == ("motion_blur", 1)
+
+
+@pytest.mark.parametrize("name", ["fog", "", "@3", "Jpeg", "jpeg ", "fog@2"])
+def test_an_unknown_kind_is_refused_with_the_known_ones(name):
+    with pytest.raises(ValueError, match="the known kinds are gaussian_noise, gaussian_blur, jpeg"):
+        parse_degradation(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["jpeg@", "jpeg@0", "jpeg@6", "jpeg@2.5", "jpeg@x", "jpeg@release", "pixelate@strong"]
+)
+def test_an_unknown_severity_is_refused(name):
+    with pytest.raises(ValueError, match="expected 1 to 5"):
+        parse_degradation(name)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DEGRADATIONS if kind not in RELEASE_PRESETS])
+def test_a_kind_without_a_preset_asks_for_a_severity(kind):
+    with pytest.raises(ValueError, match=f"{kind}@3"):
+        parse_degradation(kind)
+
+
+# --- degrading images ---
+
+
+@pytest.mark.parametrize("kind", DEGRADATIONS)
+@pytest.mark.parametrize("size", [(84, 112), (240, 160)])
+def test_damage_grows_with_severity(kind, size):
+    image = Image.fromarray(_scene(*size))
+    for seed in (0, 1):
+        errors = [0.0] + [_mse(degrade(image, f"{kind}@{severity}", seed), image) for severity in range(1, 6)]
+        assert all(a < b for a, b in zip(errors, errors[1:], strict=False)), errors
+
+
+@pytest.mark.parametrize("name", [*RELEASE_NAMES, "jpeg@strong", *SEVERE_NAMES])
+def test_degrading_is_seeded_keeps_size_and_leaves_the_original_and_global_generators_alone(name):
+    image = Image.fromarray(_scene(31, 45))
+    before = image.tobytes(), random.getstate(), np.random.get_state(), torch.get_rng_state()
+    first, second = degrade(image, name, 5), degrade(image, name, 5)
+    assert first.mode == "RGB" and first.size == image.size == (45, 31)
+    assert first.tobytes() == second.tobytes() != image.tobytes()
+    assert image.tobytes() == before[0] and random.getstate() == before[1]
+    assert np.array_equal(np.random.get_state()[1], before[2][1]) and torch.equal(torch.get_rng_state(), before[3])
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "gaussian_noise@1", "motion_blur@3"])
+def test_another_seed_gives_another_view(name):
+    image = Image.fromarray(_scene())
+    assert degrade(image, name, 1).tobytes() != degrade(image, name, 2).tobytes()
+
+
+def test_release_presets_reach_the_pixels():
+    image = Image.fromarray(_scene())
+    array = np.array(image)
+    assert np.array_equal(degrade(image, "darken", 0), darken(array, 0.6))
+    assert np.array_equal(degrade(image, "gaussian_blur", 0), gaussian_blur(array, 2.0))
+    assert np.array_equal(degrade(image, "gaussian_blur@strong", 0), gaussian_blur(array, 4.0))
+    assert np.array_equal(degrade(image, "jpeg", 0), jpeg(jpeg(jpeg(array, 5), 5), 5))
+    grey = Image.new("RGB", (300, 300), (128, 128, 128))
+    assert np.array(degrade(grey, "gaussian_noise", 0)).std() == pytest.approx(45, rel=0.02)
+
+
+def test_other_modes_come_back_as_rgb_of_the_same_size():
+    for mode in ("L", "RGBA", "P", "CMYK", "I;16"):
+        view = degrade(Image.new(mode, (20, 10)), "jpeg@3", 0)
+        assert view.mode == "RGB" and view.size == (20, 10)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="at least 0"):
+        degrade(Image.new("RGB", (8, 8)), "jpeg", -1)
+
+
+# --- seeds and views ---
+
+
+def test_pixel_hash_is_that_of_the_pixels_whatever_the_container(tmp_path):
+    image = Image.fromarray(_scene())
+    expected = hashlib.blake2b(b"112x84:" + _scene().tobytes(), digest_size=16).hexdigest()
+    assert pixel_hash(image) == expected
+    for name in ("a.png", "b.bmp", "c.tiff"):
+        image.save(tmp_path / name)
+        with Image.open(tmp_path / name) as stored:
+            assert pixel_hash(stored) == expected
+
+
+def test_pixel_hash_tells_sizes_and_single_pixels_apart():
+    image = Image.new("RGB", (6, 4))
+    changed = image.copy()
+    changed.putpixel((5, 3), (0, 0, 1))
+    assert len({pixel_hash(i) for i in (image, changed, Image.new("RGB", (4, 6)), Image.new("RGB", (8, 3)))}) == 4
+
+
+def test_view_seed_is_fixed_and_floors_the_epoch():
+    expected = int.from_bytes(hashlib.blake2b(b"42/abc/3", digest_size=8).digest(), "big")
+    assert view_seed(42, "abc", 3) == view_seed(42, "abc", 3.99) == expected
+    seeds = {view_seed(s, h, e) for s in range(3) for h in ("a", "b") for e in range(3)}
+    assert len(seeds) == 18
+
+
+def test_a_view_is_the_same_in_another_process():
+    code = (
+        "from PIL import Image; from q_hawkeye_trl.data.degradations import degraded_view, pixel_hash;"
+        "view, name = degraded_view(Image.new('RGB', (20, 12), (90, 120, 60)), ['gaussian_noise', 'motion_blur@3'],"
+        " degradation_seed=7, epoch=1.5); print(name, pixel_hash(view))"
+    )
+    view, name = degraded_view(
+        Image.new("RGB", (20, 12), (90, 120, 60)),
+        ["gaussian_noise", "motion_blur@3"],
+        degradation_seed=7,
+        epoch=1.2,
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "123"}
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert output.stdout.split() == [name, pixel_hash(view)]
+
+
+def test_choice_is_uniform_and_checks_every_name():
+    rng, counts = _rng(), dict.fromkeys(RELEASE_NAMES, 0)
+    for _ in range(4000):
+        counts[choose_degradation(RELEASE_NAMES, rng)] += 1
+    assert all(abs(count - 1000) < 120 for count in counts.values())  # 4.4 sigma
+    for names in ([], "jpeg", ["jpeg", "fog"]):
+        with pytest.raises(ValueError):
+            choose_degradation(names, _rng())
+
+
+def test_degraded_view_follows_image_seed_and_epoch():
+    image, names = Image.fromarray(_scene()), ["gaussian_noise", "gaussian_noise@3"]
+    base, name = degraded_view(image, names, degradation_seed=0, epoch=0)
+    assert name in names
+    assert base.tobytes() == degraded_view(image.copy(), names, degradation_seed=0, epoch=0.7)[0].tobytes()
+    assert base.tobytes() != degraded_view(image, names, degradation_seed=1, epoch=0)[0].tobytes()
+    assert base.tobytes() != degraded_view(image, names, degradation_seed=0, epoch=1)[0].tobytes()
+
+
+def test_kinds_vary_over_images_and_epochs_alike():
+    images = [Image.fromarray(_scene(12, 16, seed)) for seed in range(40)]
+    drawn = [degraded_view(i, RELEASE_NAMES, degradation_seed=0, epoch=0)[1] for i in images]
+    again = [degraded_view(i, RELEASE_NAMES, degradation_seed=0, epoch=1)[1] for i in images]
+    assert set(drawn) == set(again) == set(RELEASE_NAMES)
+    assert 3 <= sum(a == b for a, b in zip(drawn, again, strict=True)) <= 20  # 10 expected
+
+
+def test_images_of_one_prompt_share_kind_and_severity_but_not_the_noise():
+    images = [Image.new("RGB", (30, 20), (128, 128, 128)), Image.new("RGB", (20, 30), (128, 128, 128))]
+    views, name = degraded_views(images, ["gaussian_noise@2", "gaussian_noise@5"], degradation_seed=3, epoch=0)
+    std = {"gaussian_noise@2": 15, "gaussian_noise@5": 85}[name]
+    for image, view in zip(images, views, strict=True):
+        assert view.size == image.size
+        assert np.array(view).std() == pytest.approx(std, rel=0.1) or std == 85  # 85 clips
+    assert views[0].tobytes() != views[1].tobytes()
+    drawn = {degraded_views(images, DEGRADED, degradation_seed=s, epoch=0)[1] for s in range(12)}
+    assert drawn == set(DEGRADED)
+
+
+DEGRADED = ("darken", "jpeg")
+
+
+def test_one_image_is_the_special_case_of_several():
+    image = Image.fromarray(_scene(20, 30))
+    view, name = degraded_view(image, RELEASE_NAMES, degradation_seed=9, epoch=2)
+    views, same = degraded_views([image], RELEASE_NAMES, degradation_seed=9, epoch=2)
+    assert (view.tobytes(), name) == (views[0].tobytes(), same)
+    with pytest.raises(ValueError, match="no image"):
+        degraded_views([], RELEASE_NAMES, degradation_seed=0, epoch=0)
