@@ -102,7 +102,8 @@ def at_model_size(image: Image.Image, processing_class: ProcessorMixin, grid: to
         return image
     else:
         size = (processor.size["width"], processor.size["height"])
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    # with the processor's own filter: another one would change the image before any degradation does
+    return image if image.size == size else image.resize(size, processor.resample)
 
 
 def degraded_pixel_values(
