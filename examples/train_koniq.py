@@ -57,7 +57,9 @@ class ScriptArguments:
     )
     dataset: str | None = field(
         default=None,
-        metadata={"help": "In place of data_dir: a `datasets` folder with image(s), mos and optional degraded_image(s)."},
+        metadata={
+            "help": "In place of data_dir: a `datasets` folder with image(s), mos and optional degraded_image(s)."
+        },
     )
     synthetic_dir: str = field(
         default="runs/synthetic_koniq10k",
@@ -72,7 +74,7 @@ class ScriptArguments:
         metadata={"help": "Rewards that are summed: accuracy, format, repetition, threshold, rank, margin."},
     )
     reward_parameters: dict | str | None = field(
-        default=None, metadata={"help": "Parameters by reward, as JSON: '{\"accuracy\": {\"tau\": 0.5}}'."}
+        default=None, metadata={"help": 'Parameters by reward, as JSON: \'{"accuracy": {"tau": 0.5}}\'.'}
     )
     max_pixels: int | None = field(
         default=None, metadata={"help": "Largest image, in pixels, that the model sees; larger ones are shrunk."}
@@ -89,7 +91,9 @@ class ScriptArguments:
             raise ValueError("data_dir and dataset are both given; keep one.")
         unused = set(self.reward_parameters or {}) - set(self.rewards)
         if unused:
-            raise ValueError(f"reward_parameters names {', '.join(unused)}, not among rewards {', '.join(self.rewards)}.")
+            raise ValueError(
+                f"reward_parameters names {', '.join(unused)}, not among rewards {', '.join(self.rewards)}."
+            )
 
 
 def main() -> None:
@@ -127,9 +131,7 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
     measured = HeldOutCallback(
-        lambda name: evaluate_sharded(
-            trainer, held_out, name=name, batch_size=script_args.held_out_batch_size
-        ),
+        lambda name: evaluate_sharded(trainer, held_out, name=name, batch_size=script_args.held_out_batch_size),
         training_args.output_dir,
     )
     trainer.remove_callback(ProgressCallback)

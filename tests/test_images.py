@@ -13,7 +13,8 @@ def test_rgb_files_are_read_as_they_are(tmp_path):
     Image.fromarray(_noise()).save(tmp_path / "a.png")
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(tmp_path / "a.png")):
         image = load_image(source)
-        assert image.mode == "RGB" and np.array_equal(np.array(image), _noise())
+        assert image.mode == "RGB"
+        assert np.array_equal(np.array(image), _noise())
 
 
 # EXIF orientation -> how the stored array must be turned (EXIF 2.32, section 4.6.4), written as numpy operations.
@@ -65,7 +66,8 @@ def test_transparency_is_composited_over_white():
     rgba = Image.new("RGBA", (3, 1))
     rgba.putdata([(200, 0, 100, 255), (200, 0, 100, 0), (200, 0, 100, 51)])  # opaque, clear, one fifth
     pixels = np.array(to_rgb(rgba)).astype(float)
-    assert pixels[0, 0].tolist() == [200, 0, 100] and pixels[0, 1].tolist() == [255, 255, 255]
+    assert pixels[0, 0].tolist() == [200, 0, 100]
+    assert pixels[0, 1].tolist() == [255, 255, 255]
     assert np.abs(pixels[0, 2] - [0.2 * c + 0.8 * 255 for c in (200, 0, 100)]).max() <= 1
     grey = Image.new("LA", (1, 1), (0, 0))
     assert to_rgb(grey).getpixel((0, 0)) == (255, 255, 255)
@@ -88,7 +90,9 @@ def test_grey_bilevel_and_cmyk(tmp_path):
     assert load_image(tmp_path / "grey.png").getpixel((0, 0)) == (77, 77, 77)
     assert load_image(tmp_path / "bilevel.png").getpixel((0, 0)) == (255, 255, 255)
     red, green, blue = load_image(tmp_path / "cmyk.jpg").getpixel((8, 8))
-    assert red > 250 and green < 5 and blue < 5
+    assert red > 250
+    assert green < 5
+    assert blue < 5
 
 
 def test_the_first_frame_of_an_animation_counts(tmp_path):

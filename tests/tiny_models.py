@@ -1,4 +1,4 @@
-"""Tiny random vision-language models built in code, with the data and the rollouts to train them in tests: no network."""
+"""Tiny random vision-language models built in code, and the data and rollouts to train them on: no network."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

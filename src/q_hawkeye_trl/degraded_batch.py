@@ -6,46 +6,14 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import ProcessorMixin
-from trl.data_utils import apply_chat_template, prepare_multimodal_messages
+from trl.data_utils import apply_chat_template
 from trl.trainer.utils import split_pixel_values_by_grid
 
 from .data.degradations import degraded_views, pixel_hash
 from .data.folder import check_pair
-from .data.images import load_image
+from .data.messages import message_images, with_images
 
 _LAYOUT_KEYS = ("image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids")
-
-
-def with_images(example: dict[str, Any]) -> list[dict]:
-    """
-    Returns the conversation of a dataset row with its images in place, as TRL builds it.
-
-    Args:
-        example (`dict`):
-            Row with `prompt` and, unless the prompt itself holds the images, `image` or `images`.
-
-    Returns:
-        `list[dict]`: Messages whose image blocks carry their image.
-    """
-    images = example.get("images")
-    if images is None:
-        images = [example["image"]] if example.get("image") is not None else []
-    return prepare_multimodal_messages(example["prompt"], images=images)
-
-
-def message_images(messages: list[dict]) -> list[Image.Image]:
-    """
-    Collects the images of a conversation in order.
-
-    Args:
-        messages (`list[dict]`):
-            Messages as [`with_images`] returns them.
-
-    Returns:
-        `list[PIL.Image.Image]`
-    """
-    blocks = (block for message in messages for block in message.get("content") or [] if block["type"] == "image")
-    return [image if isinstance(image := block["image"], Image.Image) else load_image(image) for block in blocks]
 
 
 def given_degraded_images(example: dict[str, Any], originals: Sequence[Image.Image]) -> list[Image.Image] | None:

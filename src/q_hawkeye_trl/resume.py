@@ -1,6 +1,8 @@
 """Finding a whole checkpoint, and loading its weights back into a live model completely or not at all."""
 
 import json
+import copy
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -46,59 +48,24 @@ def load_full_weights(model: PreTrainedModel, checkpoint: str | Path) -> None:
     Raises:
         `ValueError`: Parameters are missing from the checkpoint, unexpected or of another shape.
     """
-    # float32 holds bf16 and fp16 exactly, whatever mixture the live model has
-    loaded, report = type(model).from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
-    wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys and name.endswith("keys")}
+    loaded, report = type(model).from_pretrained(
+        checkpoint,
+        config=copy.deepcopy(model.config),  # the live model's shapes, so that others are reported and not adopted
+        ignore_mismatched_sizes=True,
+        attn_implementation="eager",  # runs nothing; others complain about float32 or the CPU
+        dtype=torch.float32,  # holds bf16 and fp16 exactly, whatever mixture the live model has
+        output_loading_info=True,
+    )
+    wrong = [f"{kind}: {_first(keys)}" for kind, keys in report.items() if keys and kind.endswith("keys")]
     if wrong:
         raise ValueError(
-            f"{checkpoint} does not fit {type(model).__name__}: {wrong}; resume from a checkpoint of the same model."
+            f"{checkpoint} does not fit {type(model).__name__} ({'; '.join(wrong)}); resume from a checkpoint of the "
+            "same model."
         )
     model.load_state_dict(loaded.state_dict(), strict=True)
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> Path:
-    """
-    Finds the newest checkpoint of a run that was written to its end.
-
-    Args:
-        output_dir (`str` or `Path`):
-            Folder of the run, with `checkpoint-STEP` folders.
-
-    Returns:
-        `Path`: The checkpoint's folder.
-
-    Raises:
-        `FileNotFoundError`: There is none.
-    """
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        problem = checkpoint_problem(folder)
-        if problem is None:
-            return folder
-        logger.warning(f"{folder} is not whole ({problem}); an older checkpoint is used.")
-    raise FileNotFoundError(f"{output_dir} holds no whole checkpoint to resume from; start without it.")
-
-
-def checkpoint_problem(checkpoint: str | Path) -> str | None:
-    """
-    Says what is missing from a checkpoint, or `None` when it is whole.
-
-    Args:
-        checkpoint (`str` or `Path`):
-            Folder that the trainer saved.
-
-    Returns:
-        `str` or `None`
-    """
-    checkpoint = Path(checkpoint)
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())  # the trainer writes it last
-    except (OSError, ValueError) as error:
-        return f"{TRAINER_STATE_NAME}: {error}"
-    for weights in checkpoint.glob("*.safetensors"):
-        try:
-            with safe_open(weights, framework="pt"):  # checks the header against the file's size
-                pass
-        except SafetensorError as error:
-            return f"{weights.name}: {error}"
-    return None
+def _first(keys: Iterable, count: int = 5) -> str:
+    names = sorted(map(str, keys))
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

@@ -148,13 +148,15 @@ def saturation(array: np.ndarray, factor: float) -> np.ndarray:
 
 def pixelate(array: np.ndarray, block: float) -> np.ndarray:
     """
-    Replaces blocks of `block` pixels a side (at least 1, fractions allowed) by their mean.
+    Replaces blocks of `block` pixels a side (at least 1; a fraction mixes blocks of both neighbouring sizes) by their
+    mean.
     """
     _check(array, "block", block, 1)
-    height, width = array.shape[:2]
-    cells = (max(1, round(width / block)), max(1, round(height / block)))
-    small = Image.fromarray(array).resize(cells, Image.Resampling.BOX)
-    return np.array(small.resize((width, height), Image.Resampling.NEAREST))
+    rows, columns = (_cell_sizes(size, block) for size in array.shape[:2])
+    sums = np.add.reduceat(array.astype(np.float32), np.cumsum(rows) - rows, axis=0)
+    sums = np.add.reduceat(sums, np.cumsum(columns) - columns, axis=1)
+    means = sums / (rows[:, None] * columns)[..., None]
+    return _to_uint8(means.repeat(rows, axis=0).repeat(columns, axis=1))
 
 
 def banding(array: np.ndarray, levels: float) -> np.ndarray:
@@ -185,6 +187,11 @@ def _coded(array: np.ndarray, **options) -> np.ndarray:
     Image.fromarray(array).save(buffer, **options)
     with Image.open(buffer) as image:
         return np.array(image.convert("RGB"))
+
+
+def _cell_sizes(size: int, block: float) -> np.ndarray:
+    cells = max(1, round(size / block))
+    return np.diff(np.rint(np.arange(cells + 1) * size / cells)).astype(int)
 
 
 def _line(length: float, angle: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    Qwen2TokenizerFast,
+    PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
@@ -55,14 +55,14 @@ _FREQUENCIES = (0, 1, 2, 3, 5, 7, 9, 11, 13)  # dense where pictures differ most
 _COLOUR_FREQUENCIES = ((0, 0), (0, 1), (1, 0), (3, 3), (7, 7), (10, 10), (13, 13))
 
 
-def build_tokenizer() -> Qwen2TokenizerFast:
+def build_tokenizer() -> PreTrainedTokenizerFast:
     """
     Trains the byte-level BPE tokenizer on the prompt and the words of the answers. Digits and tags stay single, so
     that every digit of a score is one decision; the long stretches of the prompt become few tokens, which makes
     training cheap.
 
     Returns:
-        `Qwen2TokenizerFast`: Tokenizer of about 600 tokens that encodes any text.
+        `PreTrainedTokenizerFast`: Tokenizer of about 600 tokens that encodes any text.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -83,7 +83,7 @@ def build_tokenizer() -> Qwen2TokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    return Qwen2TokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -113,12 +113,12 @@ def build_processor() -> Qwen2_5_VLProcessor:
     )
 
 
-def build_model(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
     """
     Builds the untrained policy from torch's global random state.
 
     Args:
-        tokenizer (`Qwen2TokenizerFast`):
+        tokenizer (`PreTrainedTokenizerFast`):
             What [`build_tokenizer`] returns.
 
     Returns:

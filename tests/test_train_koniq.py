@@ -1,0 +1,168 @@
+"""The training script as a user runs it, at tiny size, and the files that it leaves."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from q_hawkeye_trl.data.koniq import load_koniq
+from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "examples" / "train_koniq.py"
+TINY = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--max_steps", "2", "--bf16", "false"]
+TINY += ["--use_cpu", "true", "--held_out_images", "6"]
+FIGURES = {"srcc_sampled", "plcc_sampled", "srcc_greedy", "plcc_greedy", "parse_rate", "spread"}
+
+
+@pytest.fixture(scope="session")
+def koniq_folder(tmp_path_factory) -> Path:
+    """A small synthetic set in KonIQ-10k's layout."""
+    folder = tmp_path_factory.mktemp("data") / "koniq10k"
+    write_synthetic_koniq(folder, train=16, validation=4, test=8, progress=False)
+    return folder
+
+
+def run_script(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_default_recipe_trains_and_leaves_its_files(koniq_folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", out, "--seed", "3", *TINY)
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["before"]) == set(summary["after"]) == FIGURES
+    assert summary["seed"] == 3
+    assert summary["seconds"] > 0
+    lines = read_lines(out / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    assert lines[0]["perception/kl"] > 0
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "SRCC, sampled" in printed
+    assert str(out) in printed
+    model, report = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert AutoProcessor.from_pretrained(out).tokenizer.eos_token_id == model.generation_config.eos_token_id
+
+
+def test_resume_takes_the_last_whole_checkpoint_and_ends_like_an_unbroken_run(koniq_folder, tmp_path, monkeypatch):
+    options = ["--data_dir", koniq_folder, *TINY, "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "3"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_script(monkeypatch, "--output_dir", whole, *options)
+    run_script(monkeypatch, "--output_dir", broken, *options)
+    before = json.loads((broken / "summary.json").read_text())["before"]
+    (broken / "checkpoint-3" / "trainer_state.json").unlink()  # as if killed while it was written
+    weights = broken / "checkpoint-2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    run_script(monkeypatch, "--output_dir", broken, *options, "--resume_from_checkpoint", "true")
+    left, right = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
+    assert all(left[name].equal(right[name]) for name in left)
+    steps = [line["step"] for line in read_lines(broken / "metrics.jsonl") if "loss" in line]
+    assert steps == [1, 2, 3]
+    assert json.loads((broken / "summary.json").read_text())["before"] == before
+
+
+def test_recipe_of_the_release_runs_at_tiny_size(koniq_folder, tmp_path, monkeypatch, tiny_policy_folder):
+    recipe = ROOT / "recipes" / "koniq" / "qwen2_5_vl_7b.yaml"
+    out = tmp_path / "run"
+    small = ["--model_name_or_path", tiny_policy_folder, "--dtype", "float32", "--attn_implementation", "sdpa"]
+    small += ["--max_completion_length", "24", "--output_dir", out, "--save_strategy", "no", *TINY]
+    run_script(monkeypatch, "--config", recipe, "--data_dir", koniq_folder, *small)
+    first = read_lines(out / "metrics.jsonl")[0]
+    assert first["perception/gamma"] == pytest.approx(1e-4)
+    assert "kl" in first  # beta 0.04
+
+
+@pytest.fixture(scope="session")
+def tiny_policy_folder() -> str:
+    from q_hawkeye_trl.demo.policy import demo_policy_path
+
+    return str(demo_policy_path())
+
+
+def test_prepared_folder_with_pairs_and_without(koniq_folder, tmp_path, monkeypatch):
+    columns = ["image", "mos", "image_id"]
+    parts = {}
+    for name, split in (("train", "training"), ("test", "test")):
+        data = load_koniq(koniq_folder, split).select_columns(columns)
+        rows = [
+            {**row, "degraded_image": None if i % 2 else row["image"].point(lambda v: v // 2)}
+            for i, row in enumerate(data)
+        ]
+        parts[name] = Dataset.from_list(rows)
+    DatasetDict(parts).save_to_disk(tmp_path / "pairs")
+    out = tmp_path / "run"
+    run_script(monkeypatch, "--dataset", tmp_path / "pairs", "--output_dir", out, *TINY)
+    lines = [line for line in read_lines(out / "metrics.jsonl") if "loss" in line]
+    assert all(line["perception/rows_without_view"] in (0, 4, 8) for line in lines)
+    assert any(line["perception/kl"] > 0 for line in lines if "perception/kl" in line)
+
+
+@pytest.mark.parametrize("rewards", [["threshold"], ["rank", "format"], ["margin"], ["accuracy", "repetition"]])
+def test_rewards_by_name(koniq_folder, tmp_path, monkeypatch, rewards):
+    out = tmp_path / "run"
+    run_script(
+        monkeypatch, "--data_dir", koniq_folder, "--output_dir", out, *TINY, "--max_steps", "1", "--rewards", *rewards
+    )
+    first = read_lines(out / "metrics.jsonl")[0]
+    assert all(f"rewards/{name}_reward/mean" in first for name in rewards)
+
+
+ERRORS = {
+    "unknown option": (["--uncertainty_alfa", "1"], "uncertainty_alfa"),
+    "unknown reward": (["--rewards", "accuracy", "beauty"], "beauty.*accuracy"),
+    "unused reward parameter": (["--reward_parameters", '{"rank": {}}'], "rank"),
+    "unknown reward parameter": (["--reward_parameters", '{"accuracy": {"sigma": 1}}'], "sigma.*tau"),
+    "missing folder": (["--data_dir", "nowhere/koniq10k"], "nowhere/koniq10k"),
+    "two sources": (["--dataset", "here"], "data_dir and dataset are both given"),
+    "no checkpoint": (["--resume_from_checkpoint", "true"], "no whole checkpoint"),
+    "unknown scale": (["--mos_scale", "percent"], "percent.*deqa"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), ERRORS.values(), ids=ERRORS.keys())
+def test_bad_arguments(koniq_folder, tmp_path, monkeypatch, arguments, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", tmp_path / "run", *TINY, *arguments)
+
+
+def test_unknown_key_of_a_recipe(koniq_folder, tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "uncertainty_alfa": 1.0}))
+    with pytest.raises(ValueError, match="uncertainty_alfa"):
+        run_script(monkeypatch, "--config", recipe, "--data_dir", koniq_folder)
+
+
+def test_results_of_another_run_are_not_overwritten(koniq_folder, tmp_path, monkeypatch):
+    (tmp_path / "summary.json").write_text("precious")
+    with pytest.raises(FileExistsError, match="not empty.*name another folder"):
+        run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", tmp_path, *TINY)
+    assert (tmp_path / "summary.json").read_text() == "precious"
+
+
+def test_folder_that_cannot_be_written_to(koniq_folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="can't be written to.*name a writable folder"):
+        run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", tmp_path / "file" / "run", *TINY)
+
+
+def test_accelerate_launch(koniq_folder, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPT), "--data_dir", str(koniq_folder)]
+    command += ["--output_dir", str(tmp_path / "run"), *TINY, "--max_steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "SRCC, sampled" in done.stdout
+    assert (tmp_path / "run" / "summary.json").is_file()
