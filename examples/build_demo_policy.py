@@ -1,23 +1,23 @@
 """
-Rebuilds the bundled tiny policy: some minutes on two cores.
+Rebuilds the demo policy's weights, in about seven minutes on two cores:
 
     python examples/build_demo_policy.py --output_dir runs/demo_policy
-
-The bundled one was made by this command with the default seed; its `provenance.json` says with which versions.
 """
 
 import argparse
 import json
+from pathlib import Path
 
-from q_hawkeye_trl.demo.policy import build_demo_policy
+from q_hawkeye_trl.demo.build import build_demo_policy
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", required=True, help="Empty or new folder for the policy.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of weights, pictures, order and raters.")
-    args = parser.parse_args()
-    print(json.dumps(build_demo_policy(args.output_dir, seed=args.seed), indent=2))
+    parser = argparse.ArgumentParser(description="Rebuilds the demo policy's weights.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write; must not exist or be empty.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of pictures, weights and order, in [0, 100).")
+    arguments = parser.parse_args()
+    provenance = build_demo_policy(arguments.output_dir, seed=arguments.seed)
+    print(json.dumps(provenance, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """
 Trains a vision-language model to score image quality with Q-Hawkeye.
 
-Without arguments it runs the embedded default: the bundled tiny policy on a synthetic set in KonIQ-10k's layout, on any
-machine.
+Without arguments it runs the embedded default: the bundled tiny policy on a synthetic set in KonIQ-10k's layout, on
+any machine.
 
     accelerate launch examples/train_koniq.py
 
 A real model on the real set:
 
-    accelerate launch --config_file recipes/accelerate/zero3.yaml examples/train_koniq.py \
-        --config recipes/koniq/qwen2_5_vl_7b.yaml --data_dir PATH/koniq10k
+    accelerate launch examples/train_koniq.py --config recipes/koniq/qwen2_5_vl_7b.yaml --data_dir PATH/koniq10k
 
 Every key of a recipe can be overridden on the command line, for example `--seed 1 --max_steps 20`.
 """
@@ -24,7 +23,7 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import AutoProcessor, ProgressCallback
-from trl import ModelConfig, TrlParser, get_kbit_device_map, get_peft_config, get_quantization_config
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from q_hawkeye_trl import HawkeyeGRPOConfig, HawkeyeGRPOTrainer
 from q_hawkeye_trl.callbacks import (
@@ -35,13 +34,13 @@ from q_hawkeye_trl.callbacks import (
     read_metrics,
     write_atomically,
 )
+from q_hawkeye_trl.checkpoints import last_whole_checkpoint
 from q_hawkeye_trl.data.folder import load_folder
 from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
 from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
-from q_hawkeye_trl.resume import last_whole_checkpoint
 from q_hawkeye_trl.rewards import get_reward
 from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder
 
@@ -115,10 +114,14 @@ def main() -> None:
 
     # Model
     policy = model_args.model_name_or_path or str(demo_policy_path())
-    training_args.model_init_kwargs = model_init_kwargs(model_args)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    }
     limits = {} if script_args.max_pixels is None else {"max_pixels": script_args.max_pixels}
     processor = AutoProcessor.from_pretrained(
-        policy, padding_side="left", trust_remote_code=model_args.trust_remote_code, **limits
+        policy, padding_side="left", trust_remote_code=training_args.trust_remote_code, **limits
     )
 
     # Training
@@ -128,10 +131,11 @@ def main() -> None:
         args=training_args,
         train_dataset=train_dataset,
         processing_class=processor,
+        quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
     measured = HeldOutCallback(
-        lambda name: evaluate_sharded(trainer, held_out, name=name, batch_size=script_args.held_out_batch_size),
+        lambda: evaluate_sharded(trainer, held_out, batch_size=script_args.held_out_batch_size),
         training_args.output_dir,
     )
     trainer.remove_callback(ProgressCallback)
@@ -174,20 +178,6 @@ def load_data(script_args: ScriptArguments) -> tuple[Dataset, Dataset]:
         data_dir = script_args.synthetic_dir
         write_synthetic_koniq(data_dir)
     return tuple(load_koniq(data_dir, split, scale=script_args.mos_scale) for split in ("training", "test"))
-
-
-def model_init_kwargs(model_args: ModelConfig) -> dict:
-    """Collects what TRL is to hand to `from_pretrained`."""
-    kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        "trust_remote_code": model_args.trust_remote_code,
-    }
-    quantization = get_quantization_config(model_args)
-    if quantization is not None:
-        kwargs |= {"device_map": get_kbit_device_map(), "quantization_config": quantization}
-    return kwargs
 
 
 def build_rewards(script_args: ScriptArguments, training_args: HawkeyeGRPOConfig) -> list:

@@ -53,10 +53,8 @@ def inline_code(text: str) -> list[str]:
 
 def commands(document: Path) -> list[str]:
     """Shell commands: lines of bash blocks, continuations joined, and code in backticks."""
-    lines = [
-        line for body in fences(document, "bash", "sh", "shell") for line in body.replace("\\\n", " ").splitlines()
-    ]
-    return lines + inline_code(prose(document))
+    blocks = "\n".join(fences(document, "bash", "sh", "shell"))
+    return blocks.replace("\\\n", " ").splitlines() + inline_code(prose(document))
 
 
 def exists_in_repository(name: str, document: Path) -> bool:
@@ -84,6 +82,17 @@ def test_links_lead_somewhere(document):
     targets = [target.split("#")[0] for target in LINK.findall(text) + IMAGE_TAG.findall(text)]
     missing = [t for t in targets if t and not re.match(r"[a-z]+:", t) and not (document.parent / t).exists()]
     assert not missing, f"{document.name} links to {missing}"
+
+
+@every_document
+def test_trees_name_what_exists(document):
+    """Blocks without a language are trees: a name a line, two spaces deeper than its folder, then what it is."""
+    for tree in fences(document, ""):
+        parents: list[str] = []
+        for indent, name in re.findall(r"^( *)([\w./-]+)(?:\s{2,}.*)?$", tree, re.MULTILINE):
+            parents = [*parents[: len(indent) // 2], name]
+            path = ROOT.joinpath(*parents)
+            assert name.startswith("runs") or path.exists(), f"{document.name}: no {path.relative_to(ROOT)}"
 
 
 @every_document

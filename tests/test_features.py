@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from harness import OFF, ON, Run, largest_difference, relative_difference, run
 from peft import LoraConfig
-from tiny_models import save_policy, tiny_dataset, tiny_policy
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import q_hawkeye_trl.trainer as hawkeye
+from harness import OFF, ON, Run, largest_difference, relative_difference, run
+from tiny_models import save_policy, tiny_dataset, tiny_policy
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
 SMALL = {"per_device_train_batch_size": 2}
@@ -18,7 +18,7 @@ FEATURES = {
     "num_iterations": {"num_iterations": 2},
     "generation twice the accumulation": SMALL | {"gradient_accumulation_steps": 2, "steps_per_generation": 4},
     "generation half the accumulation": {"gradient_accumulation_steps": 2, "steps_per_generation": 1},
-    "generation no multiple of the accumulation": SMALL | {"gradient_accumulation_steps": 3, "steps_per_generation": 2},
+    "generation uneven with the accumulation": SMALL | {"gradient_accumulation_steps": 3, "steps_per_generation": 2},
     "top_entropy_quantile": {"top_entropy_quantile": 0.5},
     "scale_rewards batch": {"scale_rewards": "batch"},
     "scale_rewards none": {"scale_rewards": "none"},

@@ -10,8 +10,8 @@ import pytest
 PACKAGE = "q_hawkeye_trl"
 SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 
-# A row is a module, or a subpackage with all its modules (which may import one another). A row may import the rows that
-# it names, which lie below it, and no others. A new module at the top level needs a row.
+# A row is a module, or a subpackage with all its modules (which may import one another). A row may import those rows
+# that it names, which lie below it, and no others. A new module at the top level needs a row.
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"trainer", "config", "text", "rewards"},
     "trainer": {

@@ -24,7 +24,10 @@ CONFIG = {
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "bnpo"])
 def test_whole_loss_equals_loops_over_logits(tmp_path, loss_type):
     policy_path = save_policy("qwen2_5_vl", tmp_path / "policy")
-    model, processor = AutoModelForImageTextToText.from_pretrained(policy_path), AutoProcessor.from_pretrained(policy_path)
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(policy_path),
+        AutoProcessor.from_pretrained(policy_path),
+    )
     dataset = tiny_dataset(2, degraded=True)
     trainer = build_trainer(
         tmp_path, model=model, processing_class=processor, train_dataset=dataset, loss_type=loss_type, **CONFIG

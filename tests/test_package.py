@@ -32,6 +32,14 @@ def setup_cfg() -> configparser.ConfigParser:
     return parser
 
 
+def names_of(requirements: str) -> set[str]:
+    return {re.match(r"[\w.-]+", line).group().lower() for line in requirements.split()}
+
+
+def package_data() -> list[str]:
+    return setup_cfg()["options.package_data"]["q_hawkeye_trl"].split()
+
+
 def listed_files() -> list[Path]:
     """The files that git has, or would take with `git add .`."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
@@ -47,9 +55,7 @@ def test_the_version_is_the_same_everywhere():
     assert setup_cfg()["metadata"]["version"] == "attr: q_hawkeye_trl.__version__"
     assert importlib.metadata.version(NAME) == version, "install the project again: make install-dev"
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
-    assert re.search(
-        rf"^## \[{re.escape(version)}\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_setup_cfg_and_pyproject_do_not_overlap():
@@ -64,8 +70,9 @@ def test_every_dependency_is_pinned_in_the_constraints():
     pins = [line for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[\w.]+", pin) for pin in pins)
     pinned = {re.sub(r"[-_.]+", "-", pin.split("==")[0]).lower() for pin in pins}
-    options = setup_cfg()["options"]["install_requires"] + setup_cfg()["options.extras_require"]["dev"]
-    names = {re.match(r"[\w.-]+", line).group().lower() for line in options.split()} - {NAME}
+    options = setup_cfg()
+    names = names_of(options["options"]["install_requires"]) | names_of(options["options.extras_require"]["dev"])
+    names -= {NAME}
     assert names <= pinned, f"no pin for {sorted(names - pinned)}"
 
 
@@ -74,21 +81,17 @@ def test_what_the_package_imports_is_a_declared_dependency():
 
     distributions = {"PIL": "pillow", "yaml": "pyyaml"}
     used = {distributions.get(name, name) for _, others in IMPORTS.values() for name in others}
-    declared = {
-        re.match(r"[\w.-]+", line).group().lower() for line in setup_cfg()["options"]["install_requires"].split()
-    }
+    declared = names_of(setup_cfg()["options"]["install_requires"])
     assert used <= declared, f"setup.cfg does not name {sorted(used - declared)}"
 
 
 def test_the_package_is_marked_as_typed():
     assert (PACKAGE / "py.typed").is_file()
-    assert "py.typed" in setup_cfg()["options.package_data"]["q_hawkeye_trl"].split()
+    assert "py.typed" in package_data()
 
 
 def test_all_files_beside_the_code_are_package_data():
-    patterns = [
-        pattern.replace("**/", "*") for pattern in setup_cfg()["options.package_data"]["q_hawkeye_trl"].split()
-    ]
+    patterns = [pattern.replace("**/", "*") for pattern in package_data()]
     for path in listed_files():
         if path.is_relative_to(PACKAGE) and path.suffix != ".py":
             name = path.relative_to(PACKAGE).as_posix()
@@ -134,7 +137,7 @@ def installed(tmp_path_factory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     python = folder / "venv" / "bin" / "python"
     subprocess.run([*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)], check=True)
-    # A path in a .pth file is added as it is: the .pth files in it, that of an editable install among them, are not read.
+    # A .pth file adds its paths as they are: .pth files in them, that of an editable install among them, are not read.
     own = subprocess.run(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         check=True,

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 import trl.generation.vllm_generation as backend
+
 from harness import ANSWERS, OFF, ON, largest_difference, relative_difference, run
 from tiny_models import tiny_policy
 
@@ -63,9 +64,7 @@ class Colocated:
     def row(self, prompt, images):
         ids, logps = self.engine.answer(prompt, images)
         tokens = [{i: SimpleNamespace(logprob=value, rank=1)} for i, value in zip(ids, logps, strict=True)]
-        return SimpleNamespace(
-            prompt_token_ids=prompt, outputs=[SimpleNamespace(token_ids=ids, logprobs=tokens)]
-        )
+        return SimpleNamespace(prompt_token_ids=prompt, outputs=[SimpleNamespace(token_ids=ids, logprobs=tokens)])
 
 
 class Client:

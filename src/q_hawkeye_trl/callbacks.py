@@ -59,13 +59,13 @@ class HeldOutCallback(TrainerCallback):
     that stand in its folder from before.
 
     Args:
-        measure (`Callable[[str], dict[str, float]]`):
-            Measures the policy as it is, given a name for the progress bar; called on every rank.
+        measure (`Callable[[], dict[str, float]]`):
+            Measures the policy as it is; called on every rank.
         folder (`str` or `Path`):
             Folder of the run, where `before.json` is kept.
     """
 
-    def __init__(self, measure: Callable[[str], dict[str, float]], folder: str | Path):
+    def __init__(self, measure: Callable[[], dict[str, float]], folder: str | Path):
         self.measure = measure
         self.before_path = Path(folder) / "before.json"
         self.before: dict[str, float] | None = None
@@ -75,12 +75,12 @@ class HeldOutCallback(TrainerCallback):
         if state.global_step > 0:
             self.before = json.loads(self.before_path.read_text()) if self.before_path.is_file() else None
             return
-        self.before = self.measure("before")
+        self.before = self.measure()
         if state.is_world_process_zero:
             write_atomically(self.before_path, json.dumps(self.before, indent=2) + "\n")
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.after = self.measure("after")
+        self.after = self.measure()
 
 
 def read_metrics(path: str | Path) -> list[dict]:

@@ -54,8 +54,8 @@ def check_mos(values: Any, score_min: float, score_max: float) -> None:
     for row, value in enumerate(values):
         if value is None or not math.isfinite(value) or not score_min <= value <= score_max:
             raise ValueError(
-                f"mos of row {row} is {value}, expected a number in [{score_min}, {score_max}]; bring it to that scale "
-                "(it is never clamped), or set score_min and score_max to the scale of the data."
+                f"mos of row {row} is {value}, expected a number in [{score_min}, {score_max}]; bring it to that "
+                "scale (it is never clamped), or set score_min and score_max to the scale of the data."
             )
 
 
@@ -69,8 +69,8 @@ def _check_images(dataset: Any, columns: list[str], args: HawkeyeGRPOConfig) -> 
     if hasattr(dataset, "__getitem__") and len(dataset) and _holds_image(dataset[0].get("prompt")):
         return
     raise ValueError(
-        f"The perception loss needs images, but the dataset's columns are {', '.join(columns)}; add an image or images "
-        f"column, or {_OFF}."
+        f"The perception loss needs images, but the dataset's columns are {', '.join(columns)}; add an image or "
+        f"images column, or {_OFF}."
     )
 
 
@@ -102,8 +102,8 @@ def check_compatible(trainer: Any) -> None:
         return
     if not trainer._is_vlm:
         raise ValueError(
-            f"The perception loss needs a vision-language model with a processor, got {type(trainer.processing_class).__name__}; "
-            f"{_OFF}."
+            "The perception loss needs a vision-language model with a processor, got "
+            f"{type(trainer.processing_class).__name__}; {_OFF}."
         )
     if trainer.environment_factories is not None:
         raise ValueError(

@@ -40,8 +40,8 @@ class HawkeyeGRPOConfig(GRPOConfig):
     Configuration class for the [`HawkeyeGRPOTrainer`].
 
     This class includes only the parameters that are specific to Q-Hawkeye. For the others, whose defaults are left as
-    TRL has them, see [`~trl.GRPOConfig`]. The defaults here are the values of the authors' release (docs/method.md maps
-    its flags to these fields). With `uncertainty_alpha`, `perception_gamma`, `entropy_original_coef` and
+    TRL has them, see [`~trl.GRPOConfig`]. The defaults here are the values of the authors' release (docs/method.md
+    maps its flags to these fields). With `uncertainty_alpha`, `perception_gamma`, `entropy_original_coef` and
     `entropy_degraded_coef` all 0 the trainer is stock GRPO, bit for bit.
 
     Parameters:
@@ -66,7 +66,7 @@ class HawkeyeGRPOConfig(GRPOConfig):
             Whether to rescale the weights to mean 1 over the groups of a generation batch (all processes), so that
             alpha changes the emphasis among images and not the learning rate.
 
-        > Parameters that control the perception loss (Q-Hawkeye, perception-aware optimization; PAPO, arXiv 2507.06448)
+        > Parameters that control the perception loss (Q-Hawkeye, perception-aware optimization; PAPO, 2507.06448)
 
         perception_gamma (`float`, *optional*, defaults to `1e-4`):
             Coefficient of the KL divergence between the policy on the original and on the degraded image, which is
@@ -125,7 +125,7 @@ class HawkeyeGRPOConfig(GRPOConfig):
     uncertainty_unparsed: str = field(
         default="penalize",
         metadata={
-            "help": "Rollouts without a readable score count as fully uncertain (`penalize`) or not at all (`exclude`).",
+            "help": "Rollouts without a readable score count as uncertain (`penalize`) or not at all (`exclude`).",
             "choices": list(get_args(UncertaintyUnparsed)),
         },
     )
@@ -204,7 +204,8 @@ class HawkeyeGRPOConfig(GRPOConfig):
                 raise ValueError(f"{name} is {value!r}; set it to one of: {', '.join(allowed)}.")
         if self.shared_prefix != "off":
             raise ValueError(
-                f"shared_prefix is {self.shared_prefix!r}, but this version has no shared-prefix forward; set it to off."
+                f"shared_prefix is {self.shared_prefix!r}, but this version has no shared-prefix forward; set it to "
+                "off."
             )
 
     def _check_ranges(self) -> None:
@@ -219,8 +220,8 @@ class HawkeyeGRPOConfig(GRPOConfig):
             raise ValueError(f"score_min {scale[0]} must lie below score_max {scale[1]}, both finite.")
         if self.uncertainty_weighting == "linear" and self.uncertainty_alpha > 1:
             raise ValueError(
-                f"uncertainty_alpha is {self.uncertainty_alpha}, but the linear weight 1 - alpha u would turn negative "
-                "above 1; lower it or set uncertainty_weighting to exponential or reciprocal."
+                f"uncertainty_alpha is {self.uncertainty_alpha}, but the linear weight 1 - alpha u would turn "
+                "negative above 1; lower it or set uncertainty_weighting to exponential or reciprocal."
             )
         if self.degradation_seed < 0:
             raise ValueError(f"degradation_seed is {self.degradation_seed}; it must be at least 0.")
@@ -248,7 +249,7 @@ class HawkeyeGRPOConfig(GRPOConfig):
             self.entropy_coef != 0 or self.use_adaptive_entropy
         ):
             raise ValueError(
-                "TRL's entropy_coef rewards entropy while entropy_original_coef and entropy_degraded_coef minimise it; "
+                "TRL's entropy_coef rewards entropy, entropy_original_coef and entropy_degraded_coef minimise it; "
                 "set entropy_coef to 0 and use_adaptive_entropy to False, or our two coefficients to 0."
             )
         reentrant = (self.gradient_checkpointing_kwargs or {}).get("use_reentrant")

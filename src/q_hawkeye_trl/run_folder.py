@@ -27,8 +27,8 @@ def choose_run_folder(wanted: str | Path, *, resume: bool, numbered: bool) -> Pa
     if not numbered:
         if not resume and _is_taken(wanted):
             raise FileExistsError(
-                f"output_dir {wanted} is not empty and nothing in it is overwritten; name another folder, or go on with "
-                "this run by --resume_from_checkpoint true."
+                f"output_dir {wanted} is not empty and nothing in it is overwritten; name another folder, or go on "
+                "with this run by --resume_from_checkpoint true."
             )
         return wanted
     candidates = [wanted]

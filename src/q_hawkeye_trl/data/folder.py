@@ -157,7 +157,7 @@ def _with_images(dataset: Dataset, folder: Path) -> Dataset:
     for column in single + several:
         rows = [_absolute(value, folder) for value in dataset[column]]
         _check_files(rows, column, folder)
-        paths, images = (Value("string"), ImageFeature())
+        paths, images = Value("string"), ImageFeature()
         if column in several:
             paths, images = List(paths), List(images)
         dataset = dataset.remove_columns(column).add_column(column, rows, feature=paths).cast_column(column, images)

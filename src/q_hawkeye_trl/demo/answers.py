@@ -2,7 +2,6 @@
 
 import numpy as np
 
-
 LEVELS = ("severe", "strong", "moderate", "slight", "faint")
 """Words for a score in [1, 1.8), [1.8, 2.6), … [4.2, 5]."""
 

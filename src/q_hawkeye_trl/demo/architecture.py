@@ -10,10 +10,10 @@ import math
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
@@ -21,7 +21,6 @@ from transformers import (
 from ..text import QUALITY_PROMPT
 from .answers import KIND_NAMES, LEVELS
 from .contents import IMAGE_SIZE
-
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

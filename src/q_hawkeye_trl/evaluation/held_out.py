@@ -1,186 +1,245 @@
-"""How well a policy scores held-out images: sampled as in training, and greedy."""
+"""Held-out evaluation: the policy scores images that it was not trained on, by sampling and greedily."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from PIL import Image
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from ..data.messages import message_images, with_images
-from ..text import parse_score
+from ..text import parse_score, quality_messages
 from .metrics import plcc, srcc
 
-PASSES = 4
-"""Independent passes of one sample an image."""
+ScoreFunction = Callable[[str], float | None]
 
 
 def evaluate_held_out(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    rows: Sequence[dict[str, Any]],
+    images: Sequence[Image.Image],
+    mos: ArrayLike,
     *,
-    passes: int = PASSES,
+    passes: int = 4,
     seed: int = 0,
-    batch_size: int = 64,
-    max_new_tokens: int = 256,
+    batch_size: int = 128,
+    max_new_tokens: int = 24,
     score_min: float = 1.0,
     score_max: float = 5.0,
-    score_fn: Callable[[str], float | None] = parse_score,
-    progress: str | None = "evaluating",
+    score_fn: ScoreFunction = parse_score,
+    progress: bool = True,
 ) -> dict[str, float]:
     """
-    Measures a policy on held-out images.
+    Evaluates a policy on held-out images. The global random states and the model's mode are left as they were.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Policy; its training mode and the global random numbers are left as they were.
-        processor ([`~transformers.ProcessorMixin`]):
+        model (`PreTrainedModel`):
+            Policy, on its device.
+        processor (`ProcessorMixin`):
             Its processor.
-        rows (`Sequence[dict]`, for example a `Dataset`):
-            N rows with `prompt`, `image` or `images`, and `mos`.
+        images (`Sequence[PIL.Image.Image]` of length N):
+            Held-out images.
+        mos (array-like of shape `(N,)`):
+            Their mean opinion scores, on any scale.
         passes (`int`, *optional*, defaults to `4`):
-            Independent passes with one sample an image, at temperature 1.
+            Independent passes at temperature 1, each with one answer an image.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the samples.
-        batch_size (`int`, *optional*, defaults to `64`):
-            Images a batch.
-        max_new_tokens (`int`, *optional*, defaults to `256`):
-            Longest answer, in tokens.
-        score_min (`float`), score_max (`float`):
-            Scale, whose middle stands in for an unparsed answer.
-        score_fn (`Callable[[str], float | None]`, *optional*, defaults to [`parse_score`]):
+            Seed of the sampling. The draws also depend on `batch_size`.
+        batch_size (`int`, *optional*, defaults to `128`):
+            Images generated for at once.
+        max_new_tokens (`int`, *optional*, defaults to `24`):
+            Longest answer, in tokens. The default suits the demo policy.
+        score_min (`float`, *optional*, defaults to `1.0`):
+            Lower end of the scale that the prompt asks for.
+        score_max (`float`, *optional*, defaults to `5.0`):
+            Upper end of that scale.
+        score_fn (`Callable[[str], float | None]`, *optional*, defaults to `parse_score`):
             Reads the score of an answer.
-        progress (`str`, *optional*, defaults to `"evaluating"`):
-            Name of the progress bar; `None` for none.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
 
     Returns:
-        `dict[str, float]`: As [`held_out_figures`].
+        `dict[str, float]`: with the keys
+
+        - `srcc_sampled`, `plcc_sampled`: mean over the passes of the correlation over all images (not the correlation
+          of the mean over the passes, which is higher);
+        - `srcc_greedy`, `plcc_greedy`: correlation of the greedy answers;
+        - `parse_rate`: share of the sampled answers with a score, in [0, 1];
+        - `spread`: mean over images of the population standard deviation of the sampled scores, in points of the
+          scale, over images with at least two scores; `nan` if there is none.
+
+        An answer without a score counts as the middle of the scale in every correlation: leaving it out would reward
+        a policy for not answering. Scores out of range are taken as they are. A correlation is `nan` when all scores
+        are equal.
+
+    Raises:
+        `ValueError`: No images, not one finite MOS for each, or fewer than one pass.
     """
-    sampled, greedy = predict_scores(
-        model,
-        processor,
-        rows,
-        passes=passes,
-        seed=seed,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        score_fn=score_fn,
-        progress=progress,
-    )
-    mos = [row["mos"] for row in rows]
-    return held_out_figures(sampled, greedy, mos, score_min=score_min, score_max=score_max)
+    mos = _checked_mos(mos, len(images))
+    options = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "score_fn": score_fn,
+        "progress": progress,
+    }
+    sampled = sampled_scores(model, processor, images, passes=passes, **options)
+    greedy = greedy_scores(model, processor, images, **{key: options[key] for key in options if key != "seed"})
+    return held_out_metrics(sampled, greedy, mos, middle=(score_min + score_max) / 2)
 
 
-def predict_scores(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    rows: Sequence[dict[str, Any]],
-    *,
-    passes: int = PASSES,
-    seed: int = 0,
-    batch_size: int = 64,
-    max_new_tokens: int = 256,
-    score_fn: Callable[[str], float | None] = parse_score,
-    progress: str | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+def held_out_metrics(sampled: np.ndarray, greedy: np.ndarray, mos: np.ndarray, *, middle: float) -> dict[str, float]:
     """
-    Lets a policy score images; arguments as in [`evaluate_held_out`].
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: Sampled scores (passes, N) and greedy ones (N,), NaN where none parsed.
-    """
-    sampled, greedy = np.full((passes, len(rows)), np.nan), np.full(len(rows), np.nan)
-    with _inference(model):
-        for start in tqdm(range(0, len(rows), batch_size), desc=progress, disable=progress is None, unit="batch"):
-            part = slice(start, min(start + batch_size, len(rows)))
-            inputs = encode_rows([rows[index] for index in range(part.start, part.stop)], processor).to(model.device)
-            config = {"max_new_tokens": max_new_tokens, "pad_token_id": processor.tokenizer.pad_token_id}
-            config["eos_token_id"] = model.generation_config.eos_token_id
-            greedy[part] = _scores(model, processor, inputs, GenerationConfig(do_sample=False, **config), score_fn)
-            drawing = GenerationConfig(do_sample=True, temperature=1.0, top_p=1.0, top_k=0, **config)
-            for index in range(passes):
-                torch.manual_seed(_batch_seed(seed, index, start))
-                sampled[index, part] = _scores(model, processor, inputs, drawing, score_fn)
-    return sampled, greedy
-
-
-def held_out_figures(
-    sampled: ArrayLike, greedy: ArrayLike, mos: ArrayLike, *, score_min: float = 1.0, score_max: float = 5.0
-) -> dict[str, float]:
-    """
-    Turns predicted scores into figures. Unparsed answers count with the middle of the scale.
+    Computes the figures of [`evaluate_held_out`] from the scores of each image.
 
     Args:
-        sampled (array-like of shape `(P, N)`):
-            Scores of P independent passes, NaN where none parsed.
-        greedy (array-like of shape `(N,)`):
-            Greedy scores, NaN where none parsed.
-        mos (array-like of shape `(N,)`):
+        sampled (`np.ndarray` of shape `(passes, N)`):
+            Sampled scores, `nan` where an answer had none.
+        greedy (`np.ndarray` of shape `(N,)`):
+            Greedy scores, `nan` where an answer had none.
+        mos (`np.ndarray` of shape `(N,)`):
             Mean opinion scores.
-        score_min (`float`), score_max (`float`):
-            Scale.
+        middle (`float`):
+            Score that stands for a missing one in the correlations.
 
     Returns:
-        `dict[str, float]`: `srcc_sampled`, `plcc_sampled`: mean over the passes of the correlation over all images;
-        `srcc_greedy`, `plcc_greedy`; `parse_rate`: share of the sampled answers with a score; `spread`: mean over the
-        images of the population standard deviation of their parsed sampled scores, images with fewer than two left out
-        (NaN when there are no others).
+        `dict[str, float]`: Keys as in [`evaluate_held_out`].
     """
-    sampled, greedy = np.asarray(sampled, dtype=float), np.asarray(greedy, dtype=float)
-    middle = (score_min + score_max) / 2
-    filled = np.nan_to_num(sampled, nan=middle)
-    measured = sampled[:, (~np.isnan(sampled)).sum(axis=0) >= 2]
+    filled, filled_greedy = np.where(np.isnan(sampled), middle, sampled), np.where(np.isnan(greedy), middle, greedy)
     return {
-        "srcc_sampled": float(np.mean([srcc(scores, mos) for scores in filled])),
-        "plcc_sampled": float(np.mean([plcc(scores, mos) for scores in filled])),
-        "srcc_greedy": srcc(np.nan_to_num(greedy, nan=middle), mos),
-        "plcc_greedy": plcc(np.nan_to_num(greedy, nan=middle), mos),
+        "srcc_sampled": float(np.mean([srcc(row, mos) for row in filled])),
+        "plcc_sampled": float(np.mean([plcc(row, mos) for row in filled])),
+        "srcc_greedy": srcc(filled_greedy, mos),
+        "plcc_greedy": plcc(filled_greedy, mos),
         "parse_rate": float((~np.isnan(sampled)).mean()),
-        "spread": float(np.nanstd(measured, axis=0).mean()) if measured.size else float("nan"),
+        "spread": _mean_spread(sampled),
     }
 
 
-def encode_rows(rows: Sequence[dict[str, Any]], processor: ProcessorMixin) -> Any:
+def sampled_scores(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[Image.Image],
+    *,
+    passes: int = 4,
+    seed: int = 0,
+    batch_size: int = 128,
+    max_new_tokens: int = 24,
+    score_fn: ScoreFunction = parse_score,
+    progress: bool = True,
+) -> np.ndarray:
     """
-    Encodes prompts with their images as TRL does in training, padded on the left.
-
-    Args:
-        rows (`Sequence[dict]`):
-            Rows with `prompt` and `image` or `images`.
-        processor ([`~transformers.ProcessorMixin`]):
-            Processor of the policy.
+    Samples answers at temperature 1 from the whole vocabulary and reads their scores; parameters as in
+    [`evaluate_held_out`].
 
     Returns:
-        `BatchFeature`: What the model's `generate` takes.
+        `np.ndarray` of shape `(passes, N)`: Scores, `nan` where an answer has none.
     """
-    messages = [with_images(row) for row in rows]
-    texts = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    images = [message_images(conversation) for conversation in messages]
-    return processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
+    if passes < 1:
+        raise ValueError(f"`passes` must be at least 1, got {passes}.")
+    config = _generation_config(processor, max_new_tokens, do_sample=True, temperature=1.0, top_p=1.0, top_k=0)
+    return _generated_scores(model, processor, images, config, passes, seed, batch_size, score_fn, progress)
 
 
-def _scores(model, processor, inputs, config: GenerationConfig, score_fn) -> list[float]:
-    ids = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].size(1) :]
-    texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [np.nan if (score := score_fn(text)) is None else score for text in texts]
+def greedy_scores(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[Image.Image],
+    *,
+    batch_size: int = 128,
+    max_new_tokens: int = 24,
+    score_fn: ScoreFunction = parse_score,
+    progress: bool = True,
+) -> np.ndarray:
+    """
+    Lets the policy give its likeliest answers, token by token, and reads their scores; parameters as in
+    [`evaluate_held_out`].
+
+    Returns:
+        `np.ndarray` of shape `(N,)`: Scores, `nan` where an answer has none.
+    """
+    config = _generation_config(processor, max_new_tokens, do_sample=False)
+    return _generated_scores(model, processor, images, config, 1, 0, batch_size, score_fn, progress)[0]
 
 
-def _batch_seed(seed: int, index: int, start: int) -> int:
-    return int(np.random.SeedSequence([seed, index, start]).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def _inference(model: PreTrainedModel) -> Iterator[None]:
-    """No gradient, evaluation mode, and global random numbers as if nothing had been drawn."""
-    training = model.training
-    devices = [model.device] if model.device.type == "cuda" else []
+def _generated_scores(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[Image.Image],
+    config: GenerationConfig,
+    passes: int,
+    seed: int,
+    batch_size: int,
+    score_fn: ScoreFunction,
+    progress: bool,
+) -> np.ndarray:
+    scores = np.full((passes, len(images)), np.nan)
+    was_training = model.training
     model.eval()
+    devices = [model.device] if model.device.type == "cuda" else []
+    description = "Sampling" if config.do_sample else "Greedy answers"
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            yield
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            for start in tqdm(range(0, len(images), batch_size), desc=description, unit="batch", disable=not progress):
+                inputs = _prompt_inputs(processor, images[start : start + batch_size]).to(model.device)
+                for number in range(passes):
+                    # every pass and batch has a seed of its own, so that a further pass changes no earlier one
+                    torch.manual_seed((seed * 1_000_003 + number) * 1_000_003 + start)
+                    texts = _answers(model, processor, inputs, config)
+                    values = [score_fn(text) for text in texts]
+                    row = [np.nan if value is None else value for value in values]
+                    scores[number, start : start + batch_size] = row
     finally:
-        model.train(training)
+        model.train(was_training)
+    return scores
+
+
+def _prompt_inputs(processor: ProcessorMixin, images: Sequence[Image.Image]):
+    # The image stands before the text of the first user message, where TRL puts it in training.
+    conversations = []
+    for image in images:
+        (message,) = quality_messages()
+        blocks = [{"type": "image", "image": image}, {"type": "text", "text": message["content"]}]
+        conversations.append([{**message, "content": blocks}])
+    return processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    )
+
+
+def _answers(model: PreTrainedModel, processor: ProcessorMixin, inputs, config: GenerationConfig) -> list[str]:
+    output = model.generate(**inputs, generation_config=config)
+    completions = output[:, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.batch_decode(completions, skip_special_tokens=True)
+
+
+def _generation_config(processor: ProcessorMixin, max_new_tokens: int, **options) -> GenerationConfig:
+    # What is left open here is filled from the model's own generation config: Qwen's repetition penalty must not be.
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        num_beams=1,
+        repetition_penalty=1.0,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        eos_token_id=processor.tokenizer.eos_token_id,
+        **options,
+    )
+
+
+def _checked_mos(mos: ArrayLike, count: int) -> np.ndarray:
+    mos = np.asarray(mos, dtype=np.float64)
+    if count == 0:
+        raise ValueError("There are no images to evaluate.")
+    if mos.shape != (count,) or not np.isfinite(mos).all():
+        raise ValueError(f"Expected one finite MOS for each of {count} images, got shape {mos.shape}.")
+    return mos
+
+
+def _mean_spread(sampled: np.ndarray) -> float:
+    enough = (~np.isnan(sampled)).sum(axis=0) >= 2
+    return float(np.nanstd(sampled[:, enough], axis=0).mean()) if enough.any() else float("nan")

@@ -1,6 +1,4 @@
-"""Agreement between predicted scores and mean opinion scores, by scipy."""
-
-import warnings
+"""Correlations between predicted scores and mean opinion scores."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,52 +7,64 @@ from scipy import stats
 
 def srcc(predicted: ArrayLike, target: ArrayLike) -> float:
     """
-    Spearman's rank correlation coefficient; ties get their mean rank.
+    Computes Spearman's rank correlation; tied values share their mean rank.
 
     Args:
         predicted (array-like of shape `(N,)`):
-            Predicted scores.
+            Predicted scores, on any scale.
         target (array-like of shape `(N,)`):
-            Mean opinion scores.
+            Mean opinion scores, on any scale.
 
     Returns:
-        `float`: In [-1, 1]; NaN where one side is constant, which has no order.
+        `float`: In [-1, 1]. `nan` when either side is constant, a single pair included: it then has no order.
 
     Raises:
-        `ValueError`: Shapes differ, fewer than two values, or a value that is not finite.
+        `ValueError`: Not two 1-D sequences of one length, empty, or a value that is not finite.
+
+    Source: Spearman (1904), "The proof and measurement of association between two things".
     """
-    return _correlation(stats.spearmanr, predicted, target)
+    predicted, target = _checked(predicted, target)
+    if _constant(predicted) or _constant(target):
+        return float("nan")
+    return float(stats.spearmanr(predicted, target).statistic)
 
 
 def plcc(predicted: ArrayLike, target: ArrayLike) -> float:
     """
-    Pearson's linear correlation coefficient of the raw scores, without the logistic fit that some papers put before it.
+    Computes Pearson's linear correlation of the scores as they are: no logistic curve is fitted first, so that figures
+    after such a fit are not comparable.
 
     Args:
         predicted (array-like of shape `(N,)`):
-            Predicted scores.
+            Predicted scores, on any scale.
         target (array-like of shape `(N,)`):
-            Mean opinion scores.
+            Mean opinion scores, on any scale.
 
     Returns:
-        `float`: In [-1, 1]; NaN where one side is constant.
+        `float`: In [-1, 1]. `nan` when either side is constant, a single pair included.
 
     Raises:
-        `ValueError`: Shapes differ, fewer than two values, or a value that is not finite.
+        `ValueError`: Not two 1-D sequences of one length, empty, or a value that is not finite.
+
+    Source: Pearson (1895), "Note on regression and inheritance in the case of two parents".
     """
-    return _correlation(stats.pearsonr, predicted, target)
-
-
-def _correlation(function, predicted: ArrayLike, target: ArrayLike) -> float:
-    left, right = np.asarray(predicted, dtype=float), np.asarray(target, dtype=float)
-    if left.ndim != 1 or left.shape != right.shape:
-        raise ValueError(f"Expected two series of one length, got shapes {left.shape} and {right.shape}.")
-    if len(left) < 2:
-        raise ValueError(f"A correlation needs at least two values, got {len(left)}.")
-    if not (np.isfinite(left).all() and np.isfinite(right).all()):
-        raise ValueError("A correlation needs finite values; fill or drop unparsed scores first.")
-    if (left == left[0]).all() or (right == right[0]).all():
+    predicted, target = _checked(predicted, target)
+    if _constant(predicted) or _constant(target):
         return float("nan")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        return float(function(left, right).statistic)
+    return float(stats.pearsonr(predicted, target).statistic)
+
+
+def _checked(predicted: ArrayLike, target: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    predicted, target = np.asarray(predicted, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    if predicted.ndim != 1 or predicted.shape != target.shape:
+        raise ValueError(f"Expected two sequences of one length, got shapes {predicted.shape} and {target.shape}.")
+    if predicted.size == 0:
+        raise ValueError("There is nothing to correlate: both sequences are empty.")
+    for name, values in (("predicted", predicted), ("target", target)):
+        if not np.isfinite(values).all():
+            raise ValueError(f"`{name}` has {int((~np.isfinite(values)).sum())} values that are not finite.")
+    return predicted, target
+
+
+def _constant(values: np.ndarray) -> bool:
+    return bool((values == values[0]).all())
