@@ -78,8 +78,11 @@ class ScriptArguments:
     max_pixels: int | None = field(
         default=None, metadata={"help": "Largest image, in pixels, that the model sees; larger ones are shrunk."}
     )
+    held_out_split: str = field(
+        default="test", metadata={"help": "Split that is measured before and after training; tune on validation."}
+    )
     held_out_images: int | None = field(
-        default=None, metadata={"help": "Measure before and after training on the first so many test images only."}
+        default=None, metadata={"help": "Measure on the first so many images of that split only."}
     )
     held_out_batch_size: int = field(default=64, metadata={"help": "Images a batch of that measurement."})
 
@@ -172,12 +175,13 @@ def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
 def load_data(script_args: ScriptArguments) -> tuple[Dataset, Dataset]:
     """Loads the training and the held-out images; writes the synthetic set first where no data is named."""
     if script_args.dataset is not None:
-        return load_folder(script_args.dataset, "train"), load_folder(script_args.dataset, "test")
+        return load_folder(script_args.dataset, "train"), load_folder(script_args.dataset, script_args.held_out_split)
     data_dir = script_args.data_dir
     if data_dir is None:
         data_dir = script_args.synthetic_dir
         write_synthetic_koniq(data_dir)
-    return tuple(load_koniq(data_dir, split, scale=script_args.mos_scale) for split in ("training", "test"))
+    splits = ("training", script_args.held_out_split)
+    return tuple(load_koniq(data_dir, split, scale=script_args.mos_scale) for split in splits)
 
 
 def build_rewards(script_args: ScriptArguments, training_args: HawkeyeGRPOConfig) -> list:

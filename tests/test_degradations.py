@@ -145,7 +145,9 @@ def _reference_jpeg(array, quality):
 def test_jpeg_is_pillows_and_repeats():
     once = _reference_jpeg(_scene(), 5)
     assert np.array_equal(jpeg(_scene(), 5), once)
-    assert np.array_equal(jpeg(_scene(), 5, repeats=2), _reference_jpeg(once, 5))
+    twice = _reference_jpeg(_reference_jpeg(_scene(), 90), 90)  # at quality 5 a second time changes nothing
+    assert np.array_equal(jpeg(_scene(), 90, repeats=2), twice)
+    assert not np.array_equal(twice, jpeg(_scene(), 90))
     assert np.array_equal(jpeg(_scene(), 22.4), _reference_jpeg(_scene(), 22))
 
 
@@ -209,7 +211,7 @@ def test_jpeg2000_loses_more_at_a_higher_ratio_and_not_everything_on_a_small_ima
     errors = [_mse(jpeg2000(array, ratio), array) for ratio in (2, 8, 32, 128)]
     assert errors == sorted(errors)
     assert errors[0] < 20
-    assert errors[2] < array.astype(float).var(axis=(0, 1)).mean()  # better than one colour all over
+    assert errors[3] < 0.5 * array.astype(float).var(axis=(0, 1)).mean()  # far better than one colour all over
 
 
 NEUTRAL = [

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def script_calls(document: Path) -> list[tuple[str, list[str]]]:
 def test_options_of_scripts_are_accepted(document):
     for script, words in script_calls(document):
         assert (ROOT / script).is_file(), f"{document.name} calls {script}"
-        for word, value in zip(words, [*words[1:], ""], strict=True):
+        for word, value in zip_longest(words, words[1:], fillvalue=""):
             if word.startswith("--"):
                 assert word.split("=")[0] in options_of(script), f"{document.name}: {script} has no {word}"
             if word == "--config":

@@ -12,6 +12,7 @@ from transformers import ProcessorMixin
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
 from harness import OFF, Run, largest_difference, relative_difference, run
+from q_hawkeye_trl.degraded_batch import at_model_size
 from tiny_models import FAMILIES, save_policy, tiny_dataset, tiny_image, tiny_policy
 
 FAST = ("qwen2_5_vl", "qwen3_vl", "smolvlm")
@@ -75,6 +76,18 @@ def test_view_on_the_fly_is_a_darker_image_of_the_same_shape(tmp_path, family):
         assert all(dark.mean() < bright.mean() - 0.1 for bright, dark in rows)
     assert all(0 < line["perception/kl"] < math.inf for line in done.logs)
     assert all(line["perception/rows_without_view"] == 0 for line in done.logs)
+
+
+@families
+def test_resizing_before_degrading_changes_nothing_else(tmp_path, family):
+    built = tiny_policy(family)[1]
+    processor = type(built).from_pretrained(save_policy(family, tmp_path))  # its filter comes back as a number
+    image = tiny_image((300, 200))
+    output = processor.image_processor(images=[image], return_tensors="pt")
+    grid = output["image_grid_thw"][0] if "image_grid_thw" in output else None
+    sized = pixels_of(processor, at_model_size(image, processor, grid))
+    assert sized.shape == pixels_of(processor, image).shape
+    assert (sized - pixels_of(processor, image)).abs().mean() < 1e-3  # of pixels with a spread of about 0.5
 
 
 @families

@@ -3,13 +3,11 @@
 import copy
 
 import pytest
-import torch
-from harness import OFF, ON, build_trainer, largest_difference, relative_difference
-from test_features import check_logs
-from tiny_models import tiny_dataset, tiny_image, tiny_policy
 from trl.chat_template_utils import qwen3_template
 
-from harness import GradientRecorder, Run
+from harness import OFF, ON, GradientRecorder, Run, build_trainer, largest_difference, relative_difference
+from test_features import check_logs
+from tiny_models import tiny_image, tiny_policy
 
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"

@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": {"trainer", "config", "text", "rewards"},
     "trainer": {
         "callbacks",
+        "checkpoints",
         "checks",
         "config",
         "data",
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "text": set(),
     # modules that import nothing of ours
     "callbacks": set(),
+    "checkpoints": set(),
     "reporting": set(),
     "resume": set(),
     "run_folder": set(),

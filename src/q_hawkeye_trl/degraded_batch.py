@@ -107,9 +107,9 @@ def degraded_pixel_values(
             Passed on to the chat template.
 
     Returns:
-        `tuple[list[torch.Tensor], torch.Tensor]`: For each of the B rows its slice of `pixel_values`, of the same shape
-        as the original's (the original's own where the row has no degraded view), and a `(B,)` bool tensor that says
-        which rows have one.
+        `tuple[list[torch.Tensor], torch.Tensor]`: For each of the B rows its slice of `pixel_values`, of the same
+        shape as the original's (the original's own where the row has no degraded view), and a `(B,)` bool tensor that
+        says which rows have one.
 
     Raises:
         `ValueError`: A degraded image does not have the layout (size, patch grid, tiles) of its original.
@@ -125,8 +125,8 @@ def degraded_pixel_values(
         images = message_images(messages)
         if len(images) != batch["num_images"][row]:
             raise ValueError(
-                f"The prompt of row {row} has {len(images)} images, but TRL sees {batch['num_images'][row]}: images that "
-                "tools or rollouts add can't be paired; set perception_gamma and entropy_degraded_coef to 0."
+                f"The prompt of row {row} has {len(images)} images, but TRL sees {batch['num_images'][row]}: images "
+                "that tools or rollouts add can't be paired; set perception_gamma and entropy_degraded_coef to 0."
             )
         given = given_degraded_images(example, images) if degradations is None else None
         has_view.append(bool(images) and (given is not None or degradations is not None))

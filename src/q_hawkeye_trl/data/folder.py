@@ -1,6 +1,5 @@
 """Prepared data from a folder that `datasets` reads, and the checks that every row passes before training."""
 
-import math
 import os
 import re
 import warnings
@@ -74,7 +73,8 @@ def check_rows(dataset: Dataset, *, score_min: float, score_max: float) -> None:
     for number, row in _undecoded(dataset):
         where = f"Row {number}"
         mos = row["mos"]
-        if not isinstance(mos, int | float) or not math.isfinite(mos) or not score_min <= mos <= score_max:
+        # NaN compares as out of range.
+        if not isinstance(mos, int | float) or not score_min <= mos <= score_max:
             raise ValueError(
                 f"{where}, column `mos`: expected a number in [{score_min}, {score_max}], got {mos!r}. Bring scores "
                 "to that scale first; they are never clamped."
@@ -127,7 +127,7 @@ def _read(path: Path) -> Dataset | DatasetDict:
 
 
 def _splits_by_name(tables: list[Path]) -> dict[str, list[str]]:
-    splits = {}
+    splits: dict[str, list[str]] = {}
     for file in tables:
         name = re.sub(r"-[0-9]+-of-[0-9]+$", "", file.stem)  # shards of one split
         splits.setdefault(re.sub(r"\W", "_", name), []).append(str(file.absolute()))

@@ -138,7 +138,8 @@ def read_koniq_labels(path: str | os.PathLike) -> list[KoniqLabel]:
     path = Path(path)
     if path.name not in _COLUMNS:
         raise ValueError(f"{path}: expected a file named {' or '.join(_COLUMNS)}, which tells what its columns mean.")
-    labels, first = [], {}
+    labels: list[KoniqLabel] = []
+    first: dict[str, int] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         expected, found = _COLUMNS[path.name], reader.fieldnames or []
@@ -211,7 +212,7 @@ def _image_folder(data_dir: Path, resolution: str | None) -> Path:
     raise FileNotFoundError(f"{data_dir}: expected an image folder {' or '.join(wanted)}; unpack the set's zip there.")
 
 
-def _splits(labels: list[KoniqLabel], seed: int) -> list[str]:
+def _splits(labels: list[KoniqLabel], seed: int) -> list[str | None]:
     if labels[0].split is not None:
         return [label.split for label in labels]
     warnings.warn(f"{SCORES_FILE} has no split: drawing one with seed {seed}, which is not the official one.")
@@ -219,7 +220,7 @@ def _splits(labels: list[KoniqLabel], seed: int) -> list[str]:
     order = sorted(range(len(labels)), key=lambda i: labels[i].name)
     drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))
     ends = np.cumsum(SPLIT_SIZES) * len(labels) / sum(SPLIT_SIZES)
-    splits = [""] * len(labels)
+    splits: list[str | None] = [None] * len(labels)
     for position, index in enumerate(drawn):
         splits[order[index]] = SPLITS[int(np.searchsorted(np.rint(ends), position, side="right"))]
     return splits
