@@ -5,8 +5,8 @@ has seen in training, and from kinds that it has seen nowhere.
 
     python examples/compare_arms.py --output_dir runs/arms --seeds 0 1 2 3 4 --jobs 2
 
-Interrupt it and run it again: what is finished is not done twice. Options that the script doesn't know go to every run,
-for example `--max_steps 20`.
+Interrupt it and run it again: what is finished is not done twice. Options that the script does not know go to every
+run, for example `--max_steps 20`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from q_hawkeye_trl.callbacks import write_atomically
+from q_hawkeye_trl.callbacks import write_atomically, write_json
 from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.synthetic import UNSEEN_KINDS, write_synthetic_koniq
 from q_hawkeye_trl.evaluation.held_out import evaluate_held_out
@@ -74,7 +74,7 @@ def run_arm(arm: str, seed: int, args: argparse.Namespace, seen: Path, unseen: P
             subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=True)
         summary = json.loads((folder / "summary.json").read_text())
         figures = {"before": summary["before"], "seen": summary["after"], "unseen": score_unseen(folder, unseen)}
-        write_atomically(result, json.dumps(figures, indent=2) + "\n")
+        write_json(result, figures)
     return json.loads(result.read_text())
 
 

@@ -32,7 +32,7 @@ from q_hawkeye_trl.callbacks import (
     HeldOutCallback,
     MetricsFileCallback,
     read_metrics,
-    write_atomically,
+    write_json,
 )
 from q_hawkeye_trl.checkpoints import last_whole_checkpoint
 from q_hawkeye_trl.data.folder import load_folder
@@ -205,7 +205,7 @@ def report(training_args: HawkeyeGRPOConfig, measured: HeldOutCallback, images: 
         "held_out_images": images,
         "versions": {name: version(name) for name in ("q-hawkeye-trl", "trl", "transformers", "torch")},
     }
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_json(folder / "summary.json", summary)
     plot_curves(read_metrics(folder / METRICS_FILE), folder / "curves.png", title=folder.name)
     print(f"\n{before_after_table(measured.before, measured.after, images)}\n")
     print(f"{seconds:.0f} seconds, seed {training_args.seed}. In {folder}:")

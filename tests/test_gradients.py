@@ -1,6 +1,7 @@
 """Each term of the loss has a gradient, of the right sign and in both halves of the model; the terms add up."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,10 +11,9 @@ from harness import ANSWERS, OFF, ON, GradientRecorder, build_trainer, relative_
 from q_hawkeye_trl.objective.perception import perception_kl
 from tiny_models import save_policy, tiny_dataset
 
-SAME = ANSWERS[:1]  # equal rewards: no policy gradient
 PLAIN = {"optim": "sgd", "max_grad_norm": 0.0, "loss_type": "grpo", "perception_gamma_schedule": "constant"}
 TERMS = {
-    "policy": {"scripted": ANSWERS},
+    "policy": {"reward_funcs": None},  # the harness's own
     "reference KL": {"beta": 0.5},
     "perception KL": {"perception_gamma": 0.5},
     "entropy on the original": {"entropy_original_coef": 0.5},
@@ -21,6 +21,11 @@ TERMS = {
 }
 TOGETHER = {name: value for term in TERMS.values() for name, value in term.items()}
 Gradients = dict[str, torch.Tensor]
+
+
+def constant_reward(completions, **kwargs) -> list[float]:
+    """Leaves no advantage and so no policy gradient."""
+    return [1.0] * len(completions)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def gradients_of(policy, tmp_path):
             processing_class=AutoProcessor.from_pretrained(policy),
             train_dataset=tiny_dataset(2, degraded=True),
             callbacks=[recorder],
-            **PLAIN | OFF | {"scripted": SAME} | options,
+            **PLAIN | OFF | {"reward_funcs": [constant_reward]} | options,
         )
         if trainer.ref_model is not None:
             with torch.no_grad():
@@ -72,40 +77,42 @@ def test_no_term_no_gradient(gradients_of):
 
 
 def test_gradient_of_all_terms_is_the_sum_of_their_gradients(gradients_of):
-    parts = [gradients_of(**term) for term in TERMS.values() if "scripted" not in term]
-    policy = gradients_of(scripted=ANSWERS)
-    # the other terms on the same completions: the policy's part is taken off again
-    parts = [total(gradients_of(scripted=ANSWERS, **term), negative(policy)) for term in list(TERMS.values())[1:]]
-    assert relative_difference(gradients_of(**TOGETHER), total(policy, *parts)) < 1e-5
-
-
-def negative(gradients: Gradients) -> Gradients:
-    return {name: -gradient for name, gradient in gradients.items()}
+    parts = [gradients_of(**term) for term in TERMS.values()]
+    assert relative_difference(gradients_of(**TOGETHER), total(*parts)) < 1e-5
 
 
 # Which branch gets the gradient
 
 
-def test_detached_branch_has_the_gradient_of_the_original_alone(gradients_of, monkeypatch):
+@pytest.fixture
+def cut_off(monkeypatch):
+    """Detaches one argument of the KL, by hand: both forwards still run with gradient."""
+
+    def cut_off(branch: str) -> None:
+        def kl(original, degraded, **kwargs):
+            if branch == "original":
+                original = original.detach()
+            else:
+                degraded = degraded.detach()
+            return perception_kl(original, degraded, **kwargs)
+
+        monkeypatch.setattr("q_hawkeye_trl.trainer.perception_kl", kl)
+
+    return cut_off
+
+
+def test_degraded_branch_gets_no_gradient_with_perception_gradient_original(gradients_of, cut_off):
     ours = gradients_of(perception_gamma=0.5, perception_gradient="original")
     both = gradients_of(perception_gamma=0.5)
-    # by hand: both branches run with gradient, and the degraded one is cut off where the KL is taken
-    monkeypatch.setattr(
-        "q_hawkeye_trl.trainer.perception_kl",
-        lambda original, other, **kw: perception_kl(original, other.detach(), **kw),
-    )
-    by_hand = gradients_of(perception_gamma=0.5)
-    assert relative_difference(ours, by_hand) < 1e-5
+    cut_off("degraded")
+    assert relative_difference(ours, gradients_of(perception_gamma=0.5)) < 1e-5
     assert relative_difference(ours, both) > 0.05
 
 
-def test_both_branches_add_up(gradients_of, monkeypatch):
+def test_gradients_of_both_branches_add_up(gradients_of, cut_off):
     both = gradients_of(perception_gamma=0.5)
     original = gradients_of(perception_gamma=0.5, perception_gradient="original")
-    monkeypatch.setattr(
-        "q_hawkeye_trl.trainer.perception_kl",
-        lambda original, other, **kw: perception_kl(original.detach(), other, **kw),
-    )
+    cut_off("original")
     degraded = gradients_of(perception_gamma=0.5)
     assert norm(degraded, "visual.patch_embed") > 1e-5
     assert relative_difference(total(original, degraded), both) < 1e-5
@@ -126,7 +133,7 @@ def test_descent_on_one_term_moves_its_value_the_right_way(tmp_path, coefficient
     terms = OFF | {coefficient: 1.0}
     done = run(
         tmp_path,
-        scripted=SAME,
+        reward_funcs=[constant_reward],
         train_dataset=tiny_dataset(2, degraded=True),
         max_steps=6,
         learning_rate=0.02,
@@ -134,7 +141,7 @@ def test_descent_on_one_term_moves_its_value_the_right_way(tmp_path, coefficient
         **PLAIN,
     )
     values = [line[value] for line in done.logs]
-    assert all((later - earlier) * direction > 0 for earlier, later in zip(values, values[1:], strict=False))
+    assert all((later - earlier) * direction > 0 for earlier, later in pairwise(values)), values
 
 
 def test_sampled_entropy_has_a_gradient_of_its_own(gradients_of):
@@ -149,8 +156,8 @@ def test_sampled_entropy_has_a_gradient_of_its_own(gradients_of):
 
 def test_weights_multiply_the_advantages(gradients_of):
     # the groups state 1.5, 4.25, 3 and nothing; 3.8, 2.2, 4.9 and 7, which is clamped to 5
-    plain = [gradients_of(scripted=one_group(group)) for group in (0, 1)]
-    weighted = gradients_of(scripted=ANSWERS, uncertainty_alpha=0.9)
+    plain = [gradients_of(scripted=one_group(group), reward_funcs=None) for group in (0, 1)]
+    weighted = gradients_of(uncertainty_alpha=0.9, reward_funcs=None)
     expected = [
         {name: weight(scores, share) * gradient for name, gradient in part.items()}
         for part, scores, share in zip(plain, ([1.5, 4.25, 3.0], [3.8, 2.2, 4.9, 5.0]), (0.75, 1.0), strict=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import wraps
 
 import datasets
 import pytest
@@ -47,6 +48,7 @@ def poison_forwards(monkeypatch):
     def poison(value: float, only_degraded: bool = False) -> list[int]:
         calls, places = [0], []
 
+        @wraps(forward)
         def poisoned(self, model, input_ids, attention_mask, logits_to_keep, **kwargs) -> Forward:
             logps, entropies, aux = forward(self, model, input_ids, attention_mask, logits_to_keep, **kwargs)
             calls[0] += 1
@@ -167,6 +169,7 @@ def test_tool_tokens_count_in_no_term(tmp_path, monkeypatch, loss_type):
 
     forward = GRPOTrainer._get_per_token_logps_and_entropies
 
+    @wraps(forward)
     def poisoned(self, *args, **kwargs) -> Forward:
         logps, entropies, aux = forward(self, *args, **kwargs)
         tool = torch.zeros_like(logps, dtype=torch.bool)

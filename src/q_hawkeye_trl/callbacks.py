@@ -1,6 +1,7 @@
 """What a training run writes down while it goes on: a line a log, a short progress bar, figures before and after."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ class MetricsFileCallback(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         with open(self.path, "a") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            file.write(json.dumps(_without_nan({"step": state.global_step, **logs})) + "\n")
 
 
 class BriefProgressCallback(ProgressCallback):
@@ -77,7 +78,7 @@ class HeldOutCallback(TrainerCallback):
             return
         self.before = self.measure()
         if state.is_world_process_zero:
-            write_atomically(self.before_path, json.dumps(self.before, indent=2) + "\n")
+            write_json(self.before_path, self.before)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.after = self.measure()
@@ -97,6 +98,25 @@ def read_metrics(path: str | Path) -> list[dict]:
     path = Path(path)
     text = path.read_text() if path.is_file() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """
+    Writes figures as JSON, atomically. What is not a number (a correlation of constant scores) becomes `null`.
+
+    Args:
+        path (`str` or `Path`):
+            File to write or replace.
+        content (`dict`):
+            Figures, nested dictionaries included.
+    """
+    write_atomically(path, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_atomically(path: str | Path, text: str) -> None:

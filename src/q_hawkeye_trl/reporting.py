@@ -33,8 +33,8 @@ def before_after_table(before: Mapping[str, float] | None, after: Mapping[str, f
     Sets the held-out figures before and after training side by side.
 
     Args:
-        before (`Mapping[str, float]` or `None`):
-            Figures with the keys of `FIGURES`; `None` where they are not known any more.
+        before (`Mapping[str, float | None]` or `None`):
+            Figures with the keys of `FIGURES`; `None` where they are not known any more or not a number.
         after (`Mapping[str, float]`):
             The same after training.
         images (`int`):
@@ -45,8 +45,10 @@ def before_after_table(before: Mapping[str, float] | None, after: Mapping[str, f
     """
     lines = [f"{f'{images} held-out images':<28} {'before':>8} {'after':>8} {'change':>8}"]
     for key, name in FIGURES.items():
-        start = math.nan if before is None else before[key]
-        lines.append(f"{name:<28} {start:>8.3f} {after[key]:>8.3f} {after[key] - start:>+8.3f}")
+        start, end = (
+            math.nan if figures is None or figures[key] is None else figures[key] for figures in (before, after)
+        )
+        lines.append(f"{name:<28} {start:>8.3f} {end:>8.3f} {end - start:>+8.3f}")
     width = max(map(len, lines))
     return "\n".join([lines[0], "-" * width, *lines[1:]])
 

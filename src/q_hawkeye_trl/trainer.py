@@ -36,8 +36,8 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
     It is [`~trl.GRPOTrainer`] with two changes. (1) The advantages of a group are multiplied by a weight that falls
     with the variance of the scores that its rollouts state. (2) The loss has three more terms: minus gamma times the
     KL divergence between the policy on the original and on a degraded image, and the entropies on both images. With
-    all coefficients 0 it is stock GRPO, bit for bit. Checkpoints of model families whose keys `save_pretrained` renames
-    are resumed with their weights, which the stock trainer loses.
+    all coefficients 0 it is stock GRPO, bit for bit. Checkpoints of model families whose keys `save_pretrained`
+    renames are resumed with their weights, which the stock trainer loses.
 
     Datasets have the columns `prompt` and `image` or `images`, optionally `degraded_image` or `degraded_images`
     (without such a column the view is made on the fly), `mos` and `image_id`.

@@ -16,7 +16,7 @@ def perception_kl(
     d = log pi(o_t|I') - log pi(o_t|I), the low-variance ("k3") estimate exp(d) - d - 1. Training maximises it.
 
     Gradient flows to both arguments: 1 - exp(d) to `logps_original`, exp(d) - 1 to `logps_degraded`. It is zero where
-    a clamp holds: at `clip` 10 for d above 2.61 or below -11.0, so `log_ratio_clip` 20 only keeps exp from overflowing.
+    a clamp holds: at `clip` 10 for d above 2.61 or below -11.0, so `log_ratio_clip` only keeps exp from overflowing.
 
     Args:
         logps_original (`torch.Tensor` of shape `(B, T)`):
@@ -30,7 +30,7 @@ def perception_kl(
             d is clamped to ±`log_ratio_clip` first.
 
     Returns:
-        `torch.Tensor` of shape `(B, T)`: Values in [0, `clip`]. Finite padding stays finite, infinite padding does not.
+        `torch.Tensor` of shape `(B, T)`: Values in [0, `clip`]. Finite padding stays finite, infinite does not.
 
     Raises:
         `ValueError`: Shapes that differ, or a clip that is not positive.

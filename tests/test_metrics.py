@@ -1,0 +1,83 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from q_hawkeye_trl.evaluation.metrics import plcc, srcc
+
+
+def _reference_pearson(a, b):
+    mean_a, mean_b = math.fsum(a) / len(a), math.fsum(b) / len(b)
+    cross = math.fsum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
+    return cross / math.sqrt(math.fsum((x - mean_a) ** 2 for x in a) * math.fsum((y - mean_b) ** 2 for y in b))
+
+
+def _reference_ranks(values):
+    """Mean rank of each value, by counting: smaller ones, and half of its equals."""
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values
+    ]
+
+
+def _reference_spearman(a, b):
+    return _reference_pearson(_reference_ranks(a), _reference_ranks(b))
+
+
+@pytest.mark.parametrize("decimals", [6, 0], ids=["distinct", "ties"])
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_correlations_agree_with_loops(count, decimals):
+    rng = np.random.default_rng(count)
+    a, b = np.round(rng.normal(3, 2, size=(2, count)), decimals)
+    a[0], a[1], b[0], b[1] = 1, 2, 5, 3  # neither is constant
+    assert srcc(a, b) == pytest.approx(_reference_spearman(a.tolist(), b.tolist()), abs=1e-12)
+    assert plcc(a, b) == pytest.approx(_reference_pearson(a.tolist(), b.tolist()), abs=1e-12)
+
+
+def test_ties_share_their_mean_rank():
+    # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, squared deviations 4.5 and 5
+    assert srcc([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+
+
+def test_tied_ranks_differ_from_kendall_and_from_dropping_ties():
+    a, b = [1, 1, 2, 3, 3, 5], [2, 1, 4, 3, 5, 5]
+    assert srcc(a, b) == pytest.approx(stats.pearsonr(stats.rankdata(a), stats.rankdata(b)).statistic)
+
+
+def test_srcc_ignores_scale_and_plcc_ignores_affine_maps():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 40))
+    assert srcc(np.exp(a), b) == pytest.approx(srcc(a, b))
+    assert plcc(3 * a - 7, b) == pytest.approx(plcc(a, b))
+    assert plcc(np.exp(3 * a), b) != pytest.approx(plcc(a, b), abs=1e-3)
+    assert srcc(-a, b) == pytest.approx(-srcc(a, b))
+
+
+@pytest.mark.parametrize("metric", [srcc, plcc])
+def test_perfect_order(metric):
+    assert metric([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
+    assert metric([1, 2, 3], [30, 20, 10]) == pytest.approx(-1)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("metric", [srcc, plcc])
+@pytest.mark.parametrize(("a", "b"), [([2, 2, 2], [1, 2, 3]), ([1, 2, 3], [0.1] * 3), ([1], [2])])
+def test_constants_have_no_correlation(metric, a, b):
+    assert math.isnan(metric(a, b))
+
+
+@pytest.mark.parametrize("metric", [srcc, plcc])
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([], [], "empty"),
+        ([1, 2], [1, 2, 3], "one length"),
+        ([[1, 2]], [[1, 2]], "one length"),
+        (1.0, 2.0, "one length"),
+        ([1, math.nan], [1, 2], "`predicted` has 1 "),
+        ([1, 2], [math.inf, math.nan], "`target` has 2 "),
+    ],
+)
+def test_bad_input_is_refused(metric, a, b, message):
+    with pytest.raises(ValueError, match=message):
+        metric(a, b)
