@@ -35,7 +35,7 @@ from q_hawkeye_trl.callbacks import (
     write_json,
 )
 from q_hawkeye_trl.checkpoints import last_whole_checkpoint
-from q_hawkeye_trl.data.folder import load_folder
+from q_hawkeye_trl.data.folder import check_rows, load_folder
 from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
@@ -111,7 +111,7 @@ def main() -> None:
 
     # Data
     with training_args.main_process_first(desc="writing the synthetic set"):
-        train_dataset, held_out = load_data(script_args)
+        train_dataset, held_out = load_data(script_args, training_args)
     if script_args.held_out_images is not None:
         held_out = held_out.select(range(min(script_args.held_out_images, len(held_out))))
 
@@ -172,10 +172,13 @@ def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
     return str(resume)
 
 
-def load_data(script_args: ScriptArguments) -> tuple[Dataset, Dataset]:
+def load_data(script_args: ScriptArguments, training_args: HawkeyeGRPOConfig) -> tuple[Dataset, Dataset]:
     """Loads the training and the held-out images; writes the synthetic set first where no data is named."""
     if script_args.dataset is not None:
-        return load_folder(script_args.dataset, "train"), load_folder(script_args.dataset, script_args.held_out_split)
+        parts = tuple(load_folder(script_args.dataset, split) for split in ("train", script_args.held_out_split))
+        for part in parts:
+            check_rows(part, score_min=training_args.score_min, score_max=training_args.score_max)
+        return parts
     data_dir = script_args.data_dir
     if data_dir is None:
         data_dir = script_args.synthetic_dir

@@ -1,0 +1,153 @@
+"""Folders, logs, checkpoints and pictures of a run."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from q_hawkeye_trl.callbacks import HeldOutCallback, MetricsFileCallback, read_metrics, write_json
+from q_hawkeye_trl.checkpoints import checkpoint_problem, last_whole_checkpoint
+from q_hawkeye_trl.reporting import FIGURES, before_after_table, plot_curves, running_mean
+from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder
+
+
+def filled(folder):
+    folder.mkdir(parents=True)
+    (folder / "something").touch()
+    return folder
+
+
+def test_a_named_folder_is_taken_as_it_is_when_empty(tmp_path):
+    assert choose_run_folder(tmp_path / "new", resume=False, numbered=False) == tmp_path / "new"
+    (tmp_path / "empty").mkdir()
+    assert choose_run_folder(tmp_path / "empty", resume=False, numbered=False) == tmp_path / "empty"
+
+
+def test_a_named_folder_with_files_is_refused_unless_the_run_resumes(tmp_path):
+    folder = filled(tmp_path / "run")
+    with pytest.raises(FileExistsError, match=r"not empty.*--resume_from_checkpoint true"):
+        choose_run_folder(folder, resume=False, numbered=False)
+    assert choose_run_folder(folder, resume=True, numbered=False) == folder
+
+
+def test_a_default_folder_counts_on(tmp_path):
+    assert choose_run_folder(tmp_path / "demo", resume=False, numbered=True) == tmp_path / "demo"
+    filled(tmp_path / "demo")
+    assert choose_run_folder(tmp_path / "demo", resume=False, numbered=True) == tmp_path / "demo-2"
+    filled(tmp_path / "demo-2")
+    assert choose_run_folder(tmp_path / "demo", resume=False, numbered=True) == tmp_path / "demo-3"
+    assert choose_run_folder(tmp_path / "demo", resume=True, numbered=True) == tmp_path / "demo-2"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/run can't be written to"):
+        create_run_folder(tmp_path / "file" / "run")
+
+
+def checkpoint(folder, step):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    save_file({"w": torch.arange(100.0)}, path / "model.safetensors")
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return path
+
+
+def test_last_whole_checkpoint_counts_by_number(tmp_path):
+    for step in (9, 10, 100):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-notes").mkdir()
+    assert last_whole_checkpoint(tmp_path).name == "checkpoint-100"
+
+
+@pytest.mark.parametrize("damage", ["no state", "cut state", "cut weights", "empty weights"])
+def test_damaged_checkpoints_are_passed_over(tmp_path, damage):
+    good, bad = checkpoint(tmp_path, 1), checkpoint(tmp_path, 2)
+    weights, state = bad / "model.safetensors", bad / "trainer_state.json"
+    if damage == "no state":
+        state.unlink()
+    elif damage == "cut state":
+        state.write_text(state.read_text()[:-3])
+    else:
+        weights.write_bytes(weights.read_bytes()[: 0 if damage == "empty weights" else -40])
+    assert checkpoint_problem(bad) is not None
+    assert checkpoint_problem(good) is None
+    assert last_whole_checkpoint(tmp_path) == good
+
+
+def test_no_whole_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+        last_whole_checkpoint(tmp_path)
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    return TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+
+
+def test_metrics_file_drops_what_a_resume_repeats(tmp_path, arguments):
+    callback, control = MetricsFileCallback(tmp_path), TrainerControl()
+    callback.on_train_begin(arguments, TrainerState(), control)
+    for step in (1, 2, 3):
+        callback.on_log(arguments, TrainerState(global_step=step), control, logs={"loss": step / 2, "x": math.nan})
+    with open(callback.path, "a") as file:
+        file.write('{"step": 4, "lo')  # cut off by a crash
+    callback.on_train_begin(arguments, TrainerState(global_step=2), control)
+    callback.on_log(arguments, TrainerState(global_step=3), control, logs={"loss": 9.0})
+    lines = read_metrics(callback.path)
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.5), (2, 1.0), (3, 9.0)]
+    assert lines[0]["x"] is None
+
+
+def test_a_new_run_begins_a_new_metrics_file(tmp_path, arguments):
+    callback = MetricsFileCallback(tmp_path)
+    callback.path.write_text('{"step": 7, "loss": 1.0}\n')
+    callback.on_train_begin(arguments, TrainerState(), TrainerControl())
+    assert read_metrics(callback.path) == []
+
+
+def test_held_out_figures_before_are_kept_over_a_resume(tmp_path, arguments):
+    figures = iter([{"srcc": 0.5}, {"srcc": 0.7}, {"srcc": 0.9}])
+    first = HeldOutCallback(lambda: next(figures), tmp_path)
+    first.on_train_begin(arguments, TrainerState(), TrainerControl())
+    again = HeldOutCallback(lambda: next(figures), tmp_path)
+    again.on_train_begin(arguments, TrainerState(global_step=5), TrainerControl())
+    again.on_train_end(arguments, TrainerState(global_step=9), TrainerControl())
+    assert (again.before, again.after) == ({"srcc": 0.5}, {"srcc": 0.7})
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    write_json(tmp_path / "f.json", {"a": {"b": math.nan, "c": 1.5}, "d": math.inf})
+    assert json.loads((tmp_path / "f.json").read_text()) == {"a": {"b": None, "c": 1.5}, "d": None}
+    assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_table_shows_both_sides_and_the_change():
+    before = dict.fromkeys(FIGURES, 0.5)
+    after = dict.fromkeys(FIGURES, 0.625) | {"spread": None}
+    lines = before_after_table(before, after, 520).splitlines()
+    assert lines[0].split() == ["520", "held-out", "images", "before", "after", "change"]
+    assert lines[2].split()[-3:] == ["0.500", "0.625", "+0.125"]
+    assert lines[-1].split()[-3:] == ["0.500", "nan", "+nan"]
+    assert "nan" in before_after_table(None, after, 520)
+
+
+def test_running_mean_equals_a_loop():
+    values = [float(v) for v in (3, 1, 4, 1, 5, 9, 2, 6)]
+    expected = []
+    for end in range(len(values)):
+        part = [values[i] for i in range(len(values)) if end - 3 < i <= end]
+        expected.append(sum(part) / len(part))
+    assert running_mean(values, 3) == pytest.approx(expected)
+
+
+def test_curves_are_drawn_for_what_was_logged(tmp_path):
+    metrics = [{"step": s, "reward": s / 10, "scores/srcc": None if s < 3 else 0.1 * s} for s in range(1, 9)]
+    plot_curves(metrics, tmp_path / "curves.png", title="run")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+    with pytest.raises(ValueError, match="No curve"):
+        plot_curves([{"step": 1, "loss": 0.0}], tmp_path / "other.png")
