@@ -263,3 +263,30 @@ def test_one_rollout_a_group_is_refused(tmp_path):
 def test_adapter_on_the_head_is_refused_by_trl(tmp_path):
     with pytest.raises(ValueError, match="adapter to `lm_head` is not supported"):
         build_trainer(tmp_path, peft_config=type(LORA)(r=2, target_modules=["lm_head"]), **ON)
+
+
+# The other combinations that can't work, or act on one side alone
+
+
+def constant_reward(completions, **kwargs) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def test_top_entropy_quantile_restricts_the_policy_loss_alone(tmp_path):
+    quantile = {"top_entropy_quantile": 0.5}
+    # without a policy gradient the quantile changes nothing
+    only = {"reward_funcs": [constant_reward], **GRADIENT_ONLY, **ON}
+    assert largest_difference(run(tmp_path, **only).gradients[0], run(tmp_path, **only, **quantile).gradients[0]) == 0
+    whole, restricted = run(tmp_path, **GRADIENT_ONLY, **ON), run(tmp_path, **GRADIENT_ONLY, **ON, **quantile)
+    assert relative_difference(restricted.gradients[0], whole.gradients[0]) > 0.01
+
+
+@pytest.mark.parametrize("terms", [ON, OFF | {"entropy_original_coef": 0.01}], ids=["all", "entropy alone"])
+def test_unknown_loss_type_is_refused(tmp_path, terms):
+    with pytest.raises(ValueError, match="loss_type 'new' is unknown to the perception terms.*dapo"):
+        build_trainer(tmp_path, loss_type="new", **terms)
+
+
+def test_continuous_batching_is_refused_by_trl(tmp_path):
+    with pytest.raises(ValueError, match="does not support multimodal models"):
+        build_trainer(tmp_path, use_transformers_continuous_batching=True, **ON)

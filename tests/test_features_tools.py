@@ -66,22 +66,17 @@ def with_script(trainer, tool: str) -> None:
     trainer._generate_single_turn = generate
 
 
-def train(folder, tool=sharpness, **options) -> Run:
+def policy_with_tools() -> dict:
     model, processor = tiny_policy("qwen2_5_vl")
     processor = copy.deepcopy(processor)
     processor.chat_template = TEMPLATE
     processor.tokenizer.response_template = qwen3_template
+    return {"model": model, "processing_class": processor, "scripted": None, "max_completion_length": 200}
+
+
+def train(folder, tool=sharpness, **options) -> Run:
     recorder = GradientRecorder()
-    trainer = build_trainer(
-        folder,
-        model=model,
-        processing_class=processor,
-        scripted=None,
-        tools=[tool],
-        callbacks=[recorder],
-        max_completion_length=200,
-        **options,
-    )
+    trainer = build_trainer(folder, tools=[tool], callbacks=[recorder], **policy_with_tools(), **options)
     with_script(trainer, tool.__name__)
     trainer.train()
     logs = [line for line in trainer.state.log_history if "loss" in line]
@@ -110,3 +105,29 @@ def test_image_tool_without_a_degraded_view_is_stock_grpo_with_entropy(tmp_path)
     assert largest_difference(off.parameters, stock.parameters) == 0
     assert relative_difference(on.gradients[0], off.gradients[0]) > 1e-3
     assert on.logs[0]["uncertainty/weight_min"] < 1
+
+
+class Easel:
+    """An environment that does nothing."""
+
+    def reset(self, **kwargs) -> None:
+        pass
+
+    def look(self, part: str) -> str:
+        """
+        Looks at a part of the picture.
+
+        Args:
+            part: Name of the part.
+
+        Returns:
+            What is seen.
+        """
+        return part
+
+
+def test_environment_is_refused_with_the_perception_loss(tmp_path):
+    options = policy_with_tools() | {"environment_factory": Easel}
+    with pytest.raises(ValueError, match="environment_factory can change prompts and images.*set perception_gamma"):
+        build_trainer(tmp_path, **options, **ON)
+    build_trainer(tmp_path, **options, **OFF | {"uncertainty_alpha": 1.0})

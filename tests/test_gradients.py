@@ -135,8 +135,8 @@ def test_descent_on_one_term_moves_its_value_the_right_way(tmp_path, coefficient
         tmp_path,
         reward_funcs=[constant_reward],
         train_dataset=tiny_dataset(2, degraded=True),
-        max_steps=6,
-        learning_rate=0.02,
+        max_steps=4,
+        learning_rate=0.005,
         **terms,
         **PLAIN,
     )

@@ -48,8 +48,8 @@ _PRISTINE_SHARE = 0.06
 _RATER_STD = 0.6  # in points of the 1..5 scale
 _LABEL_COLUMNS = ("image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "set")
 
-# Parameters are spaced so that equal severities look about equally bad: differences of noise, blur and pixel size count
-# on a linear scale, those of compression, brightness, contrast and grey levels as ratios. Severity 0 changes nothing.
+# Parameters are spaced so that equal severities look about equally bad: noise, blur and pixel size count on a linear
+# scale; compression, brightness, contrast and grey levels count as ratios. Severity 0 changes nothing.
 _DISTORTIONS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
     "gaussian_noise": lambda array, t, rng: gaussian_noise(array, 60 * t**1.2, rng),
     "gaussian_blur": lambda array, t, rng: gaussian_blur(array, 3.2 * t),
