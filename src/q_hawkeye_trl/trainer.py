@@ -132,7 +132,8 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         scores, mos = self.accelerator.gather(local).unbind(dim=1)
         scores, mos = scores.view(-1, group_size), mos.view(-1, group_size)[:, 0]
         scale = {"score_min": self.args.score_min, "score_max": self.args.score_max}
-        self._monitors[mode].update(scores, mos)
+        # clamped as the uncertainty does it: one absurd answer would own a mean
+        self._monitors[mode].update(scores.clamp(self.args.score_min, self.args.score_max), mos)
         self._add_metrics(mode, score_statistics(scores, prefix="scores/", **scale))
         self._add_metrics(mode, {f"scores/{k}": v for k, v in self._monitors[mode].correlations().items()})
         if group_size == 1 or self.args.uncertainty_alpha == 0:  # a single rollout has no spread to speak of
