@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import scripted_rollouts, tiny_dataset, tiny_policy
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from q_hawkeye_trl import HawkeyeGRPOConfig, HawkeyeGRPOTrainer
 from q_hawkeye_trl.rewards import accuracy_reward, format_reward
+from tiny_models import scripted_rollouts, tiny_dataset, tiny_policy
 
 OFF = {
     "uncertainty_alpha": 0.0,

@@ -2,12 +2,12 @@
 
 import pytest
 from datasets import Dataset
-from harness import OFF, build_trainer
-from tiny_models import tiny_dataset, tiny_policy
 from trl import GRPOConfig, GRPOTrainer
 
+from harness import OFF, build_trainer
 from q_hawkeye_trl import HawkeyeGRPOConfig, HawkeyeGRPOTrainer
 from q_hawkeye_trl.seam import check_seam
+from tiny_models import tiny_dataset, tiny_policy
 
 CONFIG_ERRORS = {
     "weighting": ({"uncertainty_weighting": "cubic"}, "uncertainty_weighting is 'cubic'.*exponential, linear"),
@@ -64,7 +64,7 @@ def test_dataset_is_refused(tmp_path, change, message):
 
 
 def test_evaluation_dataset_is_checked_too(tmp_path):
-    with pytest.raises(ValueError, match="mos of row 2 is 77.4"):
+    with pytest.raises(ValueError, match=r"mos of row 2 is 77.4"):
         build_trainer(tmp_path, eval_dataset={"held_out": with_mos(tiny_dataset(4), 77.4)})
 
 
@@ -84,7 +84,7 @@ def test_degraded_twin_of_another_size_is_refused(tmp_path):
     columns = {name: list(data[name]) for name in data.column_names}
     columns["degraded_image"] = [image.resize((56, 84)) for image in columns["image"]]
     trainer = build_trainer(tmp_path, train_dataset=Dataset.from_dict(columns))
-    with pytest.raises(ValueError, match="picture-0-.*84.*56.*56.*84"):
+    with pytest.raises(ValueError, match=r"picture-0-.*84.*56.*56.*84"):
         trainer.train()
 
 
@@ -100,5 +100,5 @@ def test_changed_trl_is_refused():
             raise NotImplementedError
 
     check_seam(GRPOTrainer)
-    with pytest.raises(RuntimeError, match="_compute_loss.*extra.*trl>=1.16,<1.17"):
+    with pytest.raises(RuntimeError, match=r"_compute_loss.*extra.*trl>=1.16,<1.17"):
         check_seam(Changed)

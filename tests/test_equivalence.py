@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import OFF, ON, largest_difference, relative_difference, run
 from peft import LoraConfig
+
+from harness import OFF, ON, largest_difference, relative_difference, run
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
 GRADIENT_ONLY = {"optim": "sgd", "max_grad_norm": 0.0, "num_generations": 8}

@@ -283,7 +283,7 @@ def test_top_entropy_quantile_restricts_the_policy_loss_alone(tmp_path):
 
 @pytest.mark.parametrize("terms", [ON, OFF | {"entropy_original_coef": 0.01}], ids=["all", "entropy alone"])
 def test_unknown_loss_type_is_refused(tmp_path, terms):
-    with pytest.raises(ValueError, match="loss_type 'new' is unknown to the perception terms.*dapo"):
+    with pytest.raises(ValueError, match=r"loss_type 'new' is unknown to the perception terms.*dapo"):
         build_trainer(tmp_path, loss_type="new", **terms)
 
 

@@ -128,6 +128,6 @@ class Easel:
 
 def test_environment_is_refused_with_the_perception_loss(tmp_path):
     options = policy_with_tools() | {"environment_factory": Easel}
-    with pytest.raises(ValueError, match="environment_factory can change prompts and images.*set perception_gamma"):
+    with pytest.raises(ValueError, match=r"environment_factory can change prompts and images.*set perception_gamma"):
         build_trainer(tmp_path, **options, **ON)
     build_trainer(tmp_path, **options, **OFF | {"uncertainty_alpha": 1.0})

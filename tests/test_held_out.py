@@ -95,14 +95,16 @@ def test_prompt_is_what_trl_trains_on(policy, images):
     expected = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    inputs = held_out._prompt_inputs(processor, images[:3])
+    inputs = held_out._prompt_inputs(processor, images[:3], [quality_messages()] * 3)
     assert inputs.keys() == expected.keys()
     for key in expected:
         assert torch.equal(torch.as_tensor(inputs[key]), torch.as_tensor(expected[key])), key
 
 
 def test_shorter_prompts_are_padded_on_the_left(policy):
-    inputs = held_out._prompt_inputs(policy[1], [Image.new("RGB", size) for size in ((112, 84), (56, 56))])
+    inputs = held_out._prompt_inputs(
+        policy[1], [Image.new("RGB", size) for size in ((112, 84), (56, 56))], [quality_messages()] * 2
+    )
     assert inputs["attention_mask"][0].all()
     assert inputs["attention_mask"][1].tolist() == sorted(inputs["attention_mask"][1].tolist())
     assert not inputs["attention_mask"][1].all()
@@ -141,7 +143,7 @@ def test_greedy_agrees_with_a_loop_over_forward_passes(policy, images):
     model, processor = policy
     expected = []
     for image in images[:3]:
-        inputs = held_out._prompt_inputs(processor, [image])
+        inputs = held_out._prompt_inputs(processor, [image], [quality_messages()])
         ids, length = inputs["input_ids"], inputs["input_ids"].shape[1]
         while ids.shape[1] < length + 24 and ids[0, -1] != processor.tokenizer.eos_token_id:
             types = torch.zeros_like(ids)
@@ -212,3 +214,14 @@ def test_sampling_ignores_the_models_own_decoding_settings(policy, images):
 def test_bad_input_is_refused(policy, images, count, mos, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate_held_out(*policy, images[:count], mos, progress=False, **options)
+
+
+def test_prompts_of_the_rows_are_used(policy, images):
+    own = [[{"role": "user", "content": "Rate this."}], [{"role": "user", "content": "Rate these."}]]
+    inputs = held_out._prompt_inputs(policy[1], [images[0], images[:2]], own)
+    texts = policy[1].tokenizer.batch_decode(inputs["input_ids"])
+    assert "Rate this." in texts[0]
+    assert "Rate these." in texts[1]
+    assert len(inputs["image_grid_thw"]) == 3
+    with pytest.raises(ValueError, match="one prompt for each of 3 images, got 2"):
+        greedy_scores(*policy, images[:3], prompts=own, progress=False)

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
 from harness import ANSWERS, build_trainer
 from tiny_models import save_policy, tiny_dataset, tiny_policy
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 G, ALPHA, BETA, GAMMA, ETA1, ETA2, TAU, T_MAX = 4, 0.9, 0.04, 0.07, 0.02, 0.03, 0.3, 24
 SCORES = [1.5, 4.25, 3.0, None, 3.8, 2.2, 4.9, 5.0]  # of ANSWERS; 7 is clamped to 5

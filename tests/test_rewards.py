@@ -91,7 +91,7 @@ def test_a_bad_mos_without_image_ids_is_an_error_that_names_the_row():
 
 
 def test_lengths_that_differ_are_an_error():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"zip|length"):
         accuracy_reward([_answer(3.0)], [3.0, 3.0])
 
 

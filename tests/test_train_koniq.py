@@ -148,14 +148,14 @@ def test_unknown_key_of_a_recipe(koniq_folder, tmp_path, monkeypatch):
 
 def test_results_of_another_run_are_not_overwritten(koniq_folder, tmp_path, monkeypatch):
     (tmp_path / "summary.json").write_text("precious")
-    with pytest.raises(FileExistsError, match="not empty.*name another folder"):
+    with pytest.raises(FileExistsError, match=r"not empty.*name another folder"):
         run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", tmp_path, *TINY)
     assert (tmp_path / "summary.json").read_text() == "precious"
 
 
 def test_folder_that_cannot_be_written_to(koniq_folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="can't be written to.*name a writable folder"):
+    with pytest.raises(OSError, match=r"can't be written to.*name a writable folder"):
         run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", tmp_path / "file" / "run", *TINY)
 
 

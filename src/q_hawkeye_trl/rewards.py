@@ -208,7 +208,7 @@ def _gather_rows(rows: list[tuple]) -> tuple[list[tuple], slice]:
     """The rows of all ranks and where the own ones stand. Every rank must call it, with rows or without."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return rows, slice(0, len(rows))
-    gathered = [None] * torch.distributed.get_world_size()
+    gathered: list[list[tuple]] = [[]] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, rows)
     start = sum(len(others) for others in gathered[: torch.distributed.get_rank()])
     return [row for others in gathered for row in others], slice(start, start + len(rows))

@@ -109,10 +109,12 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         self._row_weights: torch.Tensor | None = None  # (B,), from scoring to scaling the advantages
         self._captured: list | None = None  # log-probabilities and entropies of the loss's own forward
 
+    _signature_columns: list[str] | None
+
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._signature_columns = [*self._signature_columns, *DATASET_COLUMNS]
+            self._signature_columns = [*(self._signature_columns or []), *DATASET_COLUMNS]
 
     # Uncertainty-aware reweighting
 

@@ -13,7 +13,8 @@ IMAGE_SIZE = (112, 84)
 
 
 def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    return tuple(int(value) for value in rng.integers(20, 236, size=3))
+    red, green, blue = rng.integers(20, 236, size=3).tolist()
+    return red, green, blue
 
 
 def _texture(rng: np.random.Generator) -> np.ndarray:
@@ -71,10 +72,10 @@ def _draw_marks(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     width, height = IMAGE_SIZE
     for _ in range(rng.integers(0, 3)):
         x, y = rng.uniform(2, width * 0.6), rng.uniform(2, height - 12)
-        colour, size = _colour(rng), rng.integers(4, 9)
+        colour, size = _colour(rng), int(rng.integers(4, 9))
         for _ in range(rng.integers(4, 14)):
-            x += rng.integers(2, 5)
-            top = y + rng.integers(0, size // 2 + 1)
+            x += int(rng.integers(2, 5))
+            top = y + int(rng.integers(0, size // 2 + 1))
             draw.line((x, top, x, y + size), fill=colour, width=1)
             if rng.random() < 0.4:
                 draw.line((x, top, x + 2, top), fill=colour, width=1)

@@ -1,6 +1,7 @@
 """Held-out evaluation: the policy scores images that it was not trained on, by sampling and greedily."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,19 +9,22 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from trl.data_utils import prepare_multimodal_messages
 
 from ..text import parse_score, quality_messages
 from .metrics import plcc, srcc
 
 ScoreFunction = Callable[[str], float | None]
+Images = Image.Image | list[Image.Image]
 
 
 def evaluate_held_out(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Sequence[Image.Image],
+    images: Sequence[Images],
     mos: ArrayLike,
     *,
+    prompts: Sequence[list[dict]] | None = None,
     passes: int = 4,
     seed: int = 0,
     batch_size: int = 128,
@@ -38,10 +42,12 @@ def evaluate_held_out(
             Policy, on its device.
         processor (`ProcessorMixin`):
             Its processor.
-        images (`Sequence[PIL.Image.Image]` of length N):
-            Held-out images.
+        images (`Sequence[PIL.Image.Image]` or `Sequence[list[PIL.Image.Image]]`, of length N):
+            Held-out images, or the several images of each prompt.
         mos (array-like of shape `(N,)`):
             Their mean opinion scores, on any scale.
+        prompts (`Sequence[list[dict]]` of length N, *optional*):
+            The conversation that asks for each score. By default the project's prompt.
         passes (`int`, *optional*, defaults to `4`):
             Independent passes at temperature 1, each with one answer an image.
         seed (`int`, *optional*, defaults to `0`):
@@ -77,15 +83,15 @@ def evaluate_held_out(
         `ValueError`: No images, not one finite MOS for each, or fewer than one pass.
     """
     mos = _checked_mos(mos, len(images))
-    options = {
-        "seed": seed,
+    options: dict[str, Any] = {
+        "prompts": prompts,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "score_fn": score_fn,
         "progress": progress,
     }
-    sampled = sampled_scores(model, processor, images, passes=passes, **options)
-    greedy = greedy_scores(model, processor, images, **{key: options[key] for key in options if key != "seed"})
+    sampled = sampled_scores(model, processor, images, passes=passes, seed=seed, **options)
+    greedy = greedy_scores(model, processor, images, **options)
     return held_out_metrics(sampled, greedy, mos, middle=(score_min + score_max) / 2)
 
 
@@ -120,8 +126,9 @@ def held_out_metrics(sampled: np.ndarray, greedy: np.ndarray, mos: np.ndarray, *
 def sampled_scores(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Sequence[Image.Image],
+    images: Sequence[Images],
     *,
+    prompts: Sequence[list[dict]] | None = None,
     passes: int = 4,
     seed: int = 0,
     batch_size: int = 128,
@@ -139,14 +146,15 @@ def sampled_scores(
     if passes < 1:
         raise ValueError(f"`passes` must be at least 1, got {passes}.")
     config = _generation_config(processor, max_new_tokens, do_sample=True, temperature=1.0, top_p=1.0, top_k=0)
-    return _generated_scores(model, processor, images, config, passes, seed, batch_size, score_fn, progress)
+    return _generated_scores(model, processor, images, prompts, config, passes, seed, batch_size, score_fn, progress)
 
 
 def greedy_scores(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Sequence[Image.Image],
+    images: Sequence[Images],
     *,
+    prompts: Sequence[list[dict]] | None = None,
     batch_size: int = 128,
     max_new_tokens: int = 24,
     score_fn: ScoreFunction = parse_score,
@@ -160,13 +168,14 @@ def greedy_scores(
         `np.ndarray` of shape `(N,)`: Scores, `nan` where an answer has none.
     """
     config = _generation_config(processor, max_new_tokens, do_sample=False)
-    return _generated_scores(model, processor, images, config, 1, 0, batch_size, score_fn, progress)[0]
+    return _generated_scores(model, processor, images, prompts, config, 1, 0, batch_size, score_fn, progress)[0]
 
 
 def _generated_scores(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Sequence[Image.Image],
+    images: Sequence[Images],
+    prompts: Sequence[list[dict]] | None,
     config: GenerationConfig,
     passes: int,
     seed: int,
@@ -174,6 +183,9 @@ def _generated_scores(
     score_fn: ScoreFunction,
     progress: bool,
 ) -> np.ndarray:
+    prompts = [quality_messages()] * len(images) if prompts is None else prompts
+    if len(prompts) != len(images):
+        raise ValueError(f"Expected one prompt for each of {len(images)} images, got {len(prompts)}.")
     scores = np.full((passes, len(images)), np.nan)
     was_training = model.training
     model.eval()
@@ -182,7 +194,8 @@ def _generated_scores(
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             for start in tqdm(range(0, len(images), batch_size), desc=description, unit="batch", disable=not progress):
-                inputs = _prompt_inputs(processor, images[start : start + batch_size]).to(model.device)
+                part = slice(start, start + batch_size)
+                inputs = _prompt_inputs(processor, images[part], prompts[part]).to(model.device)
                 for number in range(passes):
                     # every pass and batch has a seed of its own, so that a further pass changes no earlier one
                     torch.manual_seed((seed * 1_000_003 + number) * 1_000_003 + start)
@@ -195,13 +208,12 @@ def _generated_scores(
     return scores
 
 
-def _prompt_inputs(processor: ProcessorMixin, images: Sequence[Image.Image]):
-    # The image stands before the text of the first user message, where TRL puts it in training.
-    conversations = []
-    for image in images:
-        (message,) = quality_messages()
-        blocks = [{"type": "image", "image": image}, {"type": "text", "text": message["content"]}]
-        conversations.append([{**message, "content": blocks}])
+def _prompt_inputs(processor: ProcessorMixin, images: Sequence[Images], prompts: Sequence[list[dict]]):
+    # The images stand where TRL puts them in training.
+    conversations = [
+        prepare_multimodal_messages(prompt, images=shown if isinstance(shown, list) else [shown])
+        for shown, prompt in zip(images, prompts, strict=True)
+    ]
     return processor.apply_chat_template(
         conversations,
         add_generation_prompt=True,

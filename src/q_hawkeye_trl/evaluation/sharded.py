@@ -6,11 +6,18 @@ from datasets import Dataset
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from .held_out import greedy_scores, held_out_metrics, sampled_scores
+from ..text import parse_score
+from .held_out import ScoreFunction, greedy_scores, held_out_metrics, sampled_scores
 
 
 def evaluate_sharded(
-    trainer: GRPOTrainer, rows: Dataset, *, batch_size: int, passes: int = 4, seed: int = 0
+    trainer: GRPOTrainer,
+    rows: Dataset,
+    *,
+    batch_size: int,
+    passes: int = 4,
+    seed: int = 0,
+    score_fn: ScoreFunction = parse_score,
 ) -> dict[str, float]:
     """
     Measures the policy of a trainer on held-out images; every rank must call it and gets the same figures. Sampled
@@ -20,23 +27,28 @@ def evaluate_sharded(
         trainer ([`~trl.GRPOTrainer`]):
             Trainer within `train()`, so that the model is wrapped for its backend.
         rows (`Dataset`):
-            N rows with `image` and `mos`.
+            N rows with `prompt`, `image` or `images`, and `mos`.
         batch_size (`int`):
             Images generated for at once.
         passes (`int`, *optional*, defaults to `4`):
             Independent passes with one sample an image.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the samples.
+        score_fn (`Callable[[str], float | None]`, *optional*, defaults to [`parse_score`]):
+            Reads the score of an answer.
 
     Returns:
         `dict[str, float]`: As [`~evaluation.held_out.evaluate_held_out`].
     """
     accelerator, args = trainer.accelerator, trainer.args
     own = list(range(accelerator.process_index, len(rows), accelerator.num_processes))
-    images = rows.select(own)["image"]
+    own_rows = rows.select(own)
+    images = own_rows["images" if "images" in rows.column_names else "image"]
     options = {
+        "prompts": own_rows["prompt"],
         "batch_size": batch_size,
         "max_new_tokens": trainer.max_completion_length,
+        "score_fn": score_fn,
         "progress": accelerator.is_main_process,
     }
     with unwrap_model_for_generation(

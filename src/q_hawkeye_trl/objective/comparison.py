@@ -35,7 +35,7 @@ def _collect_images(
     scores: Sequence[float | None], mos: Sequence[float], keys: Sequence[tuple], mos_stds: Sequence[float | None]
 ) -> dict[tuple, _Image]:
     """Images of the batch by (dataset, image id), in order of appearance."""
-    images = {}
+    images: dict[tuple, _Image] = {}
     for score, label, key, std in zip(scores, mos, keys, mos_stds, strict=True):
         image = images.setdefault(key, _Image(dataset=key[0], mos=label, mos_std=std))
         if (image.mos, image.mos_std) != (label, std):
@@ -152,7 +152,7 @@ def margin_rewards(
             raise ValueError(f"`sigma` and the standard deviations of the MOS must be positive, got {tolerance!r}.")
 
     def agreement(score: float, image: _Image, other: _Image) -> float:
-        width = sigma if mos_stds is None else math.hypot(image.mos_std, other.mos_std)
+        width = sigma if mos_stds is None else math.hypot(image.mos_std or 0.0, other.mos_std or 0.0)
         distance = (score - other.mean) - (image.mos - other.mos)
         return math.exp(-((distance / width) ** 2) / 2)
 

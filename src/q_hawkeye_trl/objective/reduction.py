@@ -81,6 +81,7 @@ def token_weights(
         )
         return mask / window
     rows = mask.size(0)
+    normalizer: torch.Tensor | int
     if loss_type in SEQUENCE_MEAN:
         normalizer = mask.sum(dim=1, keepdim=True).clamp(min=1) * rows
     elif loss_type == "bnpo":
