@@ -40,6 +40,7 @@ from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
 from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
+from q_hawkeye_trl.recipe import check_recipe
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
 from q_hawkeye_trl.rewards import get_reward
 from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder
@@ -159,6 +160,7 @@ def parse_arguments() -> tuple[ScriptArguments, HawkeyeGRPOConfig, ModelConfig, 
     if "--config" not in arguments:
         arguments = ["--config", str(DEMO_RECIPE), *arguments]
     parser = TrlParser((ScriptArguments, HawkeyeGRPOConfig, ModelConfig))
+    check_recipe(arguments[arguments.index("--config") + 1], {action.dest for action in parser._actions})
     parsed = parser.parse_args_and_config(arguments)
     return *parsed, "--config" not in sys.argv and "--output_dir" not in sys.argv
 

@@ -135,6 +135,7 @@ def test_descent_on_one_term_moves_its_value_the_right_way(tmp_path, coefficient
         tmp_path,
         reward_funcs=[constant_reward],
         train_dataset=tiny_dataset(2, degraded=True),
+        shuffle_dataset=False,  # each image keeps its completions
         max_steps=4,
         learning_rate=0.005,
         **terms,

@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     # modules that import nothing of ours
     "callbacks": set(),
     "checkpoints": set(),
+    "recipe": set(),
     "reporting": set(),
     "resume": set(),
     "run_folder": set(),

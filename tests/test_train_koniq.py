@@ -142,7 +142,7 @@ def test_bad_arguments(koniq_folder, tmp_path, monkeypatch, arguments, message):
 def test_unknown_key_of_a_recipe(koniq_folder, tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "uncertainty_alfa": 1.0}))
-    with pytest.raises(ValueError, match="uncertainty_alfa"):
+    with pytest.raises(ValueError, match=r"recipe.yaml has the unknown key 'uncertainty_alfa'.*'uncertainty_alpha'"):
         run_script(monkeypatch, "--config", recipe, "--data_dir", koniq_folder)
 
 

@@ -1,0 +1,37 @@
+"""Recipes: YAML files whose every key is an option of the training script."""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+
+def check_recipe(path: str | Path, options: Collection[str]) -> None:
+    """
+    Checks the keys of a recipe, before anything is built from it.
+
+    Args:
+        path (`str` or `Path`):
+            YAML file.
+        options (`Collection[str]`):
+            Names that the script knows.
+
+    Raises:
+        `FileNotFoundError`: There is no such file.
+        `ValueError`: The file is no YAML mapping, or has a key that is no option; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no recipe {path}; the project's own are in recipes/.")
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"Recipe {path} is not YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"Recipe {path} holds no keys; expected lines like `learning_rate: 5.0e-6`.")
+    for key in recipe:
+        if key not in options and key != "env":  # TRL sets environment variables from `env`
+            near = get_close_matches(str(key), options, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"Recipe {path} has the unknown key {key!r}{hint}")
