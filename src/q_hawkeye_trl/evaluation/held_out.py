@@ -76,8 +76,8 @@ def evaluate_held_out(
           scale, over images with at least two scores; `nan` if there is none.
 
         An answer without a score counts as the middle of the scale in every correlation: leaving it out would reward
-        a policy for not answering. Scores out of range are taken as they are. A correlation is `nan` when all scores
-        are equal.
+        a policy for not answering. Scores out of the range are clamped to it, as the rewards do. A correlation is
+        `nan` when all scores are equal.
 
     Raises:
         `ValueError`: No images, not one finite MOS for each, or fewer than one pass.
@@ -92,6 +92,8 @@ def evaluate_held_out(
     }
     sampled = sampled_scores(model, processor, images, passes=passes, seed=seed, **options)
     greedy = greedy_scores(model, processor, images, **options)
+    # clamped as rewards and uncertainty clamp them: one absurd answer would own a linear correlation
+    sampled, greedy = sampled.clip(score_min, score_max), greedy.clip(score_min, score_max)
     return held_out_metrics(sampled, greedy, mos, middle=(score_min + score_max) / 2)
 
 

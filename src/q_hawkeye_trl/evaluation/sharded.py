@@ -60,4 +60,5 @@ def evaluate_sharded(
     order = np.argsort(np.concatenate([share[0] for share in shares]))
     sampled = np.concatenate([share[1] for share in shares], axis=1)[:, order]
     greedy = np.concatenate([share[2] for share in shares])[order]
+    sampled, greedy = (scores.clip(args.score_min, args.score_max) for scores in (sampled, greedy))
     return held_out_metrics(sampled, greedy, np.asarray(rows["mos"]), middle=(args.score_min + args.score_max) / 2)
