@@ -206,7 +206,7 @@ def test_layout_is_koniqs(written):
 
 
 def test_the_projects_reader_reads_it(written):
-    rows = load_koniq(written)
+    rows = {split: load_koniq(written, split) for split in ("training", "validation", "test")}
     counts = {split: len(part) for split, part in rows.items()}
     assert sum(counts.values()) == 56
     mos = np.concatenate([np.asarray(part["mos"]) for part in rows.values()])
