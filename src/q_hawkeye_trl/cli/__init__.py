@@ -1,0 +1,40 @@
+"""`q-hawkeye`, the command line: one module a command, which only reads options and calls the library."""
+
+import sys
+
+import typer
+
+from .. import __version__
+
+app = typer.Typer(
+    name="q-hawkeye",
+    help="Image quality assessment with vision-language models: data, degraded pairs, scores, evaluation.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Runs the command line. Bad input ends in its message and exit status 1; a traceback means a defect of ours."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        print(f"q-hawkeye: {error}", file=sys.stderr)
+        sys.exit(1)
