@@ -8,6 +8,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Tests on both cores of a small machine; WORKERS=0 runs them in one process, for a debugger.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
@@ -33,7 +35,7 @@ train: $(VENV)/.installed ## train the bundled policy on the synthetic set, or w
 	$(BIN)/accelerate launch $(LAUNCH) examples/train_koniq.py $(ARGS)
 
 test: $(VENV)/.installed-dev ## the tests of a few minutes, no GPU
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev ## the long tests: whole trainings, the built wheel
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

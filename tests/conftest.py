@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-# More threads slow down models of a few hundred thousand parameters.
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# More threads slow down models of a few hundred thousand parameters; with a worker on each core one is enough.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,8 @@ def main(result: str, options: str) -> None:
             "gradients": done.gradients[0],
         }
         torch.save(seen, result)
+    # joins gloo's threads: a process that exits with them running can abort ("terminate called without ...")
+    done.trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
