@@ -87,6 +87,8 @@ def build_trainer(output_dir: Path | str, *, stock: bool = False, scripted: Any 
         "max_steps": 1,
         "gradient_checkpointing": False,
     }
+    if not stock:
+        settings["shared_prefix"] = "off"  # as TRL runs; tests/test_shared_prefix.py holds sharing against it
     config_class, trainer_class = (GRPOConfig, GRPOTrainer) if stock else (HawkeyeGRPOConfig, HawkeyeGRPOTrainer)
     if scripted is not None:
         trainer_options["rollout_func"] = scripted_rollouts(processor, scripted)

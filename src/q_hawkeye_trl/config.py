@@ -42,7 +42,8 @@ class HawkeyeGRPOConfig(GRPOConfig):
     This class includes only the parameters that are specific to Q-Hawkeye. For the others, whose defaults are left as
     TRL has them, see [`~trl.GRPOConfig`]. The defaults here are the values of the authors' release (docs/method.md
     maps its flags to these fields). With `uncertainty_alpha`, `perception_gamma`, `entropy_original_coef` and
-    `entropy_degraded_coef` all 0 the trainer is stock GRPO, bit for bit.
+    `entropy_degraded_coef` all 0 the trainer is stock GRPO: bit for bit with `shared_prefix` off, to float rounding
+    where the rollouts share their prompt.
 
     Parameters:
         > Parameters that control the reading of scores
@@ -102,8 +103,11 @@ class HawkeyeGRPOConfig(GRPOConfig):
 
         > Parameters that control the speed
 
-        shared_prefix (`str`, *optional*, defaults to `"off"`):
-            Whether the rollouts of a group share one forward of their prompt. This version has `"off"` only.
+        shared_prefix (`str`, *optional*, defaults to `"auto"`):
+            Whether the rollouts of a group share one forward of their prompt with its image, in training, for the old
+            and reference log-probabilities and on the degraded image. The result is the same to float rounding.
+            `"auto"` shares where the model and the batch settings allow it and says so once, `"on"` refuses to run
+            where they don't, `"off"` runs a row for each rollout, as TRL does (docs/performance.md).
     """
 
     score_min: float = field(
@@ -173,7 +177,7 @@ class HawkeyeGRPOConfig(GRPOConfig):
     degradation_seed: int = field(default=0, metadata={"help": "Seed of the degraded views."})
 
     shared_prefix: str = field(
-        default="off",
+        default="auto",
         metadata={
             "help": "Whether the rollouts of a group share one forward of their prompt.",
             "choices": list(get_args(SharedPrefix)),
@@ -202,11 +206,6 @@ class HawkeyeGRPOConfig(GRPOConfig):
             value, allowed = getattr(self, name), get_args(literal)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; set it to one of: {', '.join(allowed)}.")
-        if self.shared_prefix != "off":
-            raise ValueError(
-                f"shared_prefix is {self.shared_prefix!r}, but this version has no shared-prefix forward; set it to "
-                "off."
-            )
 
     def _check_ranges(self) -> None:
         for name in _NON_NEGATIVE:

@@ -19,6 +19,12 @@ VISION_KEYS = (
 )
 """Keys of a TRL batch that describe its images; the degraded forward passes all of them on."""
 
+TOKEN_TYPE_KEYS = ("token_type_ids", "mm_token_type_ids")
+"""Those of them that hold one entry a token."""
+
+IMAGE_KEYS = tuple(key for key in VISION_KEYS if key not in TOKEN_TYPE_KEYS)
+"""Those of them that hold one entry an image, tile or prompt."""
+
 HOOKED_METHODS = {
     "_set_signature_columns_if_needed": (),
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),

@@ -20,7 +20,11 @@ from .objective.schedule import perception_gamma_at
 from .objective.uncertainty import rollout_uncertainty, score_statistics, uncertainty_weights
 from .resume import has_full_weights, load_full_weights
 from .score_monitor import ScoreMonitor
-from .seam import VISION_KEYS, check_seam
+from .seam import IMAGE_KEYS, TOKEN_TYPE_KEYS, VISION_KEYS, check_seam
+from .shared_prefix.attention import install_attention
+from .shared_prefix.forward import PackedForward
+from .shared_prefix.groups import group_images, group_rows, ungroup_rows
+from .shared_prefix.support import choose_sharing
 from .text import completion_text, parse_score
 
 ScoreFunc = Callable[[str], float | None]
@@ -104,6 +108,9 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         check_dataset(eval_dataset, args)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, *positional, **kwargs)
         check_compatible(self)
+        self._shares_prefix = choose_sharing(self)
+        for shared in filter(None, [self.model, self.ref_model]) if any(self._shares_prefix.values()) else ():
+            install_attention(self.accelerator.unwrap_model(shared))
         self.score_fn = parse_score if score_fn is None else score_fn
         self._monitors = {"train": ScoreMonitor(), "eval": ScoreMonitor()}
         self._row_weights: torch.Tensor | None = None  # (B,), from scoring to scaling the advantages
@@ -125,8 +132,7 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
 
     def _weigh_rows(self, inputs: list[dict[str, Any]], completions: list) -> torch.Tensor | None:
         """Weights of this rank's rows (B,), from the scores of whole groups, which can span ranks."""
-        mode = "train" if self.model.training else "eval"
-        group_size = self.num_generations if mode == "train" else self.num_generations_eval
+        mode, group_size = self._mode, self._group_size
         local = torch.tensor(
             [[self._read_score(c), _number(x.get("mos"))] for x, c in zip(inputs, completions, strict=True)],
             device=self.accelerator.device,
@@ -177,7 +183,7 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
             output["advantages"] = advantages * (weights if advantages.dim() == 1 else weights.unsqueeze(1))
         if self._wants_degraded_view():
             self._attach_degraded_view(inputs, output)
-        return output
+        return group_rows(output, self._group_size) if self._shares_prefix[self._mode] else output
 
     # Perception-aware loss
 
@@ -221,13 +227,25 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         finally:
             self._captured = None  # it holds the graph
 
-    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
+    ):
+        if self._shares_prefix[self._mode]:
+            size = self._group_size
+            model = PackedForward(model, input_ids, attention_mask, logits_to_keep, size)
+            kwargs = _first_rows(kwargs, len(input_ids), size)
+            input_ids, attention_mask = input_ids[::size], attention_mask[::size]
+            batch_size = None if batch_size is None else batch_size // size
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
+        )
         if self._captured is not None:
             self._captured.append((logps, entropies))
         return logps, entropies, aux_loss
 
     def _compute_loss(self, model, inputs):
+        if self._shares_prefix[self._mode]:
+            inputs = ungroup_rows(inputs)
         if not self.args.uses_perception_terms:
             return super()._compute_loss(model, inputs)
         with self._capture_forward() as captured:
@@ -298,6 +316,10 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
+    @property
+    def _group_size(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
     def _add_metrics(self, mode: str, metrics: dict[str, float]) -> None:
         for key, value in metrics.items():
             self._metrics[mode][key].append(value)
@@ -331,6 +353,15 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
             load_full_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+
+
+def _first_rows(inputs: dict[str, Any], rows: int, group_size: int) -> dict[str, Any]:
+    """The images and token types of the first row of each group; images may be one a group already."""
+    images = {key: value for key, value in inputs.items() if key in IMAGE_KEYS and value is not None}
+    if len(images.get("num_images", ())) == rows:
+        images = group_images(images, group_size)
+    tokens = {key: inputs[key][::group_size] for key in TOKEN_TYPE_KEYS if inputs.get(key) is not None}
+    return {**inputs, **images, **tokens}
 
 
 def _number(value) -> float:

@@ -1,0 +1,91 @@
+"""One packed forward for the rollouts of a group, in the place of TRL's row for each."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel, is_peft_model
+
+from ..seam import TOKEN_TYPE_KEYS
+from .layout import PackedRow, pack
+
+
+class PackedForward:
+    """
+    Stands in for the model in TRL's forward of log-probabilities: TRL calls it with the first row of each group, it
+    runs all rollouts of these groups in one packed row. TRL's own code so cuts the images and sets autocast.
+
+    Args:
+        model (`torch.nn.Module`):
+            Policy or reference model, wrapped or not, prepared by [`~shared_prefix.attention.install_attention`].
+        input_ids (`torch.Tensor` of shape `(B, P + C)`):
+            Prompts and completions of whole groups.
+        attention_mask (`torch.Tensor` of shape `(B, P + C)`):
+            1 at tokens, 0 at padding.
+        completion_length (`int`):
+            Width of the completions, C.
+        group_size (`int`):
+            Rollouts of a group, G.
+    """
+
+    def __init__(self, model, input_ids, attention_mask, completion_length: int, group_size: int):
+        self.model = model
+        self.input_ids = input_ids
+        self.attention_mask = attention_mask
+        self.completion_length = completion_length
+        self.group_size = group_size
+        self._done = 0  # rows of the groups that earlier calls took
+
+    def __call__(self, *, input_ids, attention_mask, labels, fused_lm_head, **inputs: Any) -> SimpleNamespace:
+        """
+        Runs the next groups.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(N, P + C)`):
+                First row of each of the next N groups.
+            attention_mask (`torch.Tensor` of shape `(N, P + C)`):
+                Their mask.
+            labels (`torch.Tensor`):
+                Not used: the labels of a packed row are its own.
+            fused_lm_head (`bool`):
+                Passed on.
+            inputs:
+                Images of the N groups, as the model takes them.
+
+        Returns:
+            `SimpleNamespace`: `log_probs` and `entropy` (or `None`), each `(N·G, C)`, and `aux_loss`, `None`.
+        """
+        rows = slice(self._done, self._done + len(input_ids) * self.group_size)
+        self._done = rows.stop
+        width = self.input_ids.size(1) - self.completion_length
+        ids, mask = self.input_ids[rows], self.attention_mask[rows]
+        row = pack(ids[:, :width], mask[:, :width], ids[:, width:], mask[:, width:], self.group_size)
+        prompt = {key: inputs.pop(key)[:, :width] for key in TOKEN_TYPE_KEYS if key in inputs}
+        outputs = self.model(
+            input_ids=row.input_ids,
+            # of four dimensions, so that the model builds no mask: the layout says who sees whom
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
+            position_ids=self._positions(row, input_ids[:, :width], attention_mask[:, :width], prompt, inputs),
+            shift_labels=row.shift_labels,
+            fused_lm_head=fused_lm_head,
+            shared_prefix=row.layout,
+            **inputs,
+        )
+        entropy = None if outputs.entropy is None else row.unpack(outputs.entropy)
+        return SimpleNamespace(log_probs=row.unpack(outputs.log_probs), entropy=entropy, aux_loss=None)
+
+    def _positions(self, row: PackedRow, ids, mask, token_types: dict, images: dict) -> torch.Tensor:
+        """Positions of the packed row: (1, T), or (3, 1, T) where images have rotary positions of their own."""
+        model = extract_model_from_parallel(self.model)
+        model = model.get_base_model() if is_peft_model(model) else model
+        rope_index = getattr(model.base_model, "get_rope_index", None)
+        if rope_index is not None and images.get("image_grid_thw") is not None:
+            positions, _ = rope_index(
+                ids,
+                image_grid_thw=images["image_grid_thw"],
+                attention_mask=mask,
+                mm_token_type_ids=token_types["mm_token_type_ids"],
+            )
+            return row.positions(positions)
+        positions = row.positions((mask.cumsum(dim=1) - 1).clamp(min=0).unsqueeze(0))
+        return positions[0] if rope_index is None else positions.expand(3, -1, -1)
