@@ -27,6 +27,9 @@ IMAGE_KEYS = tuple(key for key in VISION_KEYS if key not in TOKEN_TYPE_KEYS)
 
 HOOKED_METHODS = {
     "_set_signature_columns_if_needed": (),
+    "_prepare_inputs": ("generation_batch",),
+    "_tokenize_prompts": ("prompts",),
+    "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"),
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
     "_generate_and_score_completions": ("inputs",),
     "_get_per_token_logps_and_entropies": (

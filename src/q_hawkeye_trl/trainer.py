@@ -3,9 +3,10 @@
 import math
 import textwrap
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import datasets
 import torch
 from accelerate.utils import is_peft_model
 from trl import GRPOTrainer
@@ -13,6 +14,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from .checks import check_compatible, check_dataset
 from .config import HawkeyeGRPOConfig
+from .data.decode_once import DecodeOnce
 from .degraded_batch import degraded_pixel_values
 from .objective.perception import perception_kl, sampled_entropy
 from .objective.reduction import token_weights
@@ -22,8 +24,10 @@ from .resume import has_full_weights, load_full_weights
 from .score_monitor import ScoreMonitor
 from .seam import IMAGE_KEYS, TOKEN_TYPE_KEYS, VISION_KEYS, check_seam
 from .shared_prefix.attention import install_attention
-from .shared_prefix.forward import PackedForward
+from .shared_prefix.forward import PackedForward, unwrap_policy
 from .shared_prefix.groups import group_images, group_rows, ungroup_rows
+from .shared_prefix.prefill import shared_prefill
+from .shared_prefix.processing import check_same_prompts, process_once, repeat_fields
 from .shared_prefix.support import choose_sharing
 from .text import completion_text, parse_score
 
@@ -109,11 +113,14 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, *positional, **kwargs)
         check_compatible(self)
         self._shares_prefix = choose_sharing(self)
-        for shared in filter(None, [self.model, self.ref_model]) if any(self._shares_prefix.values()) else ():
-            install_attention(self.accelerator.unwrap_model(shared))
+        if self._shares_prefix["train"]:
+            for shared in (self.model, self.ref_model):
+                if shared is not None:
+                    install_attention(unwrap_policy(shared))
         self.score_fn = parse_score if score_fn is None else score_fn
         self._monitors = {"train": ScoreMonitor(), "eval": ScoreMonitor()}
         self._row_weights: torch.Tensor | None = None  # (B,), from scoring to scaling the advantages
+        self._before_shuffle: tuple[torch.Tensor, int] | None = None  # random state and rows of a generation batch
         self._captured: list | None = None  # log-probabilities and entropies of the loss's own forward
 
     _signature_columns: list[str] | None
@@ -122,6 +129,32 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             self._signature_columns = [*(self._signature_columns or []), *DATASET_COLUMNS]
+
+    # Once a group, not once a rollout: reading, processing, and the prompt's part of generation
+
+    def _get_dataloader(self, dataset, description, *args, **kwargs):
+        if isinstance(dataset, datasets.Dataset):
+            dataset = DecodeOnce(self._remove_unused_columns(dataset, description))
+        return super()._get_dataloader(dataset, description, *args, **kwargs)
+
+    def _tokenize_prompts(self, prompts: list):
+        # A rollout_func calls this too, and sees what TRL gives.
+        if not self._shares_prefix[self._mode] or self.rollout_func is not None:
+            return super()._tokenize_prompts(prompts)
+        size = self._group_size
+        check_same_prompts(prompts, size)
+        prompt_ids, images, fields = super()._tokenize_prompts(prompts[::size])
+        fields = repeat_fields(fields, _count_images(images, len(prompt_ids)), size)
+        images = None if images is None else [row for row in images for _ in range(size)]
+        return [ids for ids in prompt_ids for _ in range(size)], images, fields
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
+        sharing: AbstractContextManager = nullcontext()
+        if self._shares_prefix[self._mode] and not self.use_vllm:
+            model = unwrap_policy(self.accelerator.unwrap_model(self.model))
+            sharing = shared_prefill(model, self._group_size, _count_images(images, len(prompt_ids)))
+        with sharing:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
 
     # Uncertainty-aware reweighting
 
@@ -176,14 +209,29 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         return float(score)
 
     def _generate_and_score_completions(self, inputs):
-        output = super()._generate_and_score_completions(inputs)
+        shares = self._shares_prefix[self._mode]
+        with process_once(self.processing_class) if shares else nullcontext():
+            output = super()._generate_and_score_completions(inputs)
         weights, self._row_weights = self._row_weights, None
         if weights is not None:
             advantages = output["advantages"]
             output["advantages"] = advantages * (weights if advantages.dim() == 1 else weights.unsqueeze(1))
         if self._wants_degraded_view():
             self._attach_degraded_view(inputs, output)
-        return group_rows(output, self._group_size) if self._shares_prefix[self._mode] else output
+        if not shares:
+            return output
+        if self.model.training:
+            self._before_shuffle = (torch.get_rng_state(), len(inputs))
+        return group_rows(output, self._group_size)
+
+    def _prepare_inputs(self, generation_batch):
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._before_shuffle is not None:
+            # TRL shuffled groups; what a shuffle of all rows draws, so that sampling goes on as without sharing
+            (state, rows), self._before_shuffle = self._before_shuffle, None
+            torch.set_rng_state(state)
+            torch.randperm(rows)
+        return inputs
 
     # Perception-aware loss
 
@@ -353,6 +401,10 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
             load_full_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+
+
+def _count_images(images: list | None, rows: int) -> list[int]:
+    return [0] * rows if images is None else [len(row or ()) for row in images]
 
 
 def _first_rows(inputs: dict[str, Any], rows: int, group_size: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """
-Attention over a packed row, group by group: causal over the prompt, then all rollouts at once, each over the prompt and
-itself. No mask of T x T is built, so that long completions cost no more than they must.
+Attention over a packed row, group by group: causal over the prompt, then all rollouts at once, each over the prompt
+and itself. No mask of T x T is built, so that long completions cost no more than they must.
 
 Registered beside the model's own implementation, to which every other call is passed on unchanged.
 """

@@ -5,9 +5,25 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_peft_model
+from transformers import PreTrainedModel
 
 from ..seam import TOKEN_TYPE_KEYS
 from .layout import PackedRow, pack
+
+
+def unwrap_policy(model: Any) -> PreTrainedModel:
+    """
+    Takes the wrappers of parallel training and the adapter off a model.
+
+    Args:
+        model (`torch.nn.Module`):
+            Model, wrapped or not.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]
+    """
+    model = extract_model_from_parallel(model)
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 class PackedForward:
@@ -76,8 +92,7 @@ class PackedForward:
 
     def _positions(self, row: PackedRow, ids, mask, token_types: dict, images: dict) -> torch.Tensor:
         """Positions of the packed row: (1, T), or (3, 1, T) where images have rotary positions of their own."""
-        model = extract_model_from_parallel(self.model)
-        model = model.get_base_model() if is_peft_model(model) else model
+        model = unwrap_policy(self.model)
         rope_index = getattr(model.base_model, "get_rope_index", None)
         if rope_index is not None and images.get("image_grid_thw") is not None:
             positions, _ = rope_index(

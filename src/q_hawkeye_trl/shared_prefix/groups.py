@@ -67,7 +67,8 @@ def ungroup_rows(batch: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `dict`: A new batch in which tensors `(N, G, ...)` are `(B, ...)`.
     """
-    return {
-        key: value.flatten(0, 1) if isinstance(value, torch.Tensor) and value.ndim > 1 and key not in IMAGE_KEYS else value
-        for key, value in batch.items()
-    }
+    batch = dict(batch)
+    for key, value in batch.items():
+        if isinstance(value, torch.Tensor) and value.ndim > 1 and key not in IMAGE_KEYS:
+            batch[key] = value.flatten(0, 1)
+    return batch

@@ -119,7 +119,13 @@ class PackedRow:
         return padded[self.predictions]
 
 
-def pack(prompt_ids, prompt_mask, completion_ids, completion_mask, group_size: int) -> PackedRow:
+def pack(
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    completion_ids: torch.Tensor,
+    completion_mask: torch.Tensor,
+    group_size: int,
+) -> PackedRow:
     """
     Packs the rows of whole groups.
 
@@ -154,12 +160,14 @@ def pack(prompt_ids, prompt_mask, completion_ids, completion_mask, group_size: i
     prompt_lengths = prompt_mask[::group_size].sum(dim=1).tolist()
     lengths = completion_mask.sum(dim=1).tolist()
     groups: list[Group] = []
-    ids, labels, origin, offset = [], [], [], []
+    ids: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
+    origin: list[torch.Tensor] = []
+    offset: list[torch.Tensor] = []
     predictions = torch.full(completion_ids.shape, -1, device=device)
     for number, length in enumerate(prompt_lengths):
         row = number * group_size
-        segments = tuple(lengths[row : row + group_size])
-        group = Group(groups[-1].end if groups else 0, length - 1, segments)
+        group = Group(groups[-1].end if groups else 0, length - 1, tuple(lengths[row : row + group_size]))
         groups.append(group)
         prompt = prompt_ids[row, width - length :]
         first = number * width + width - length  # index of the prompt's first token among all (N, P)
@@ -167,7 +175,7 @@ def pack(prompt_ids, prompt_mask, completion_ids, completion_mask, group_size: i
         labels.append(torch.full((length - 1,), IGNORED, device=device))
         origin.append(torch.arange(first, first + length - 1, device=device))
         offset.append(torch.zeros(length - 1, dtype=torch.long, device=device))
-        for index, (size, start) in enumerate(zip(segments, group.segment_starts, strict=True), row):
+        for index, (size, start) in enumerate(zip(group.segments, group.segment_starts, strict=True), row):
             if size == 0:
                 continue
             completion = completion_ids[index, :size]

@@ -7,6 +7,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .attention import base_implementation
+from .forward import unwrap_policy
+from .prefill import DYNAMIC_CACHES
 
 logger = logging.get_logger(__name__)
 
@@ -27,7 +29,9 @@ def model_problem(model: PreTrainedModel) -> str | None:
     Returns:
         `str` or `None`: `None` if it can.
     """
-    model = model.get_base_model() if is_peft_model(model) else model
+    if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
+        return "the adapter adds virtual tokens to every row"
+    model = unwrap_policy(model)
     kind = model.config.model_type
     if kind not in MODELS:
         return f"{kind} is not among the models that it is tested with ({', '.join(MODELS)})"
@@ -35,9 +39,11 @@ def model_problem(model: PreTrainedModel) -> str | None:
     attention = base_implementation(config._attn_implementation)
     if attention not in ATTENTIONS:
         return f"attn_implementation is {attention}, and it needs {' or '.join(ATTENTIONS)}"
-    # a config without layer types gives all layers its window, if it has one
     layer_types = getattr(config, "layer_types", None)
-    windowed = getattr(config, "sliding_window", None) if layer_types is None else set(layer_types) - {"full_attention"}
+    if layer_types is None:  # then all layers have the config's window, if it has one
+        windowed = getattr(config, "sliding_window", None) is not None
+    else:
+        windowed = set(layer_types) != {"full_attention"}
     if windowed:
         return "some layers of the decoder see a window of the sequence only"
     return None
@@ -104,9 +110,10 @@ def choose_sharing(trainer: Any) -> dict[str, bool]:
 def _trainer_problem(trainer: Any) -> str | None:
     if trainer.tools or trainer.environment_factories is not None:
         return "tools and environments give the rollouts of a group prompts of their own"
+    cache = trainer.generation_config.cache_implementation
+    if not trainer.use_vllm and trainer.rollout_func is None and cache not in DYNAMIC_CACHES:
+        return f"generation with a {cache} cache can't take up a prompt that is run once a group"
     if trainer.aux_loss_enabled:
         return "the load-balancing loss of a mixture of experts counts the tokens of every row"
-    for model in filter(None, [trainer.model, trainer.ref_model]):
-        if problem := model_problem(trainer.accelerator.unwrap_model(model)):
-            return problem
-    return None
+    models = [model for model in (trainer.model, trainer.ref_model) if model is not None]
+    return next(filter(None, (model_problem(trainer.accelerator.unwrap_model(model)) for model in models)), None)
