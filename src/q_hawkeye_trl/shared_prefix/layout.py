@@ -152,9 +152,9 @@ def pack(
     first_masks = prompt_mask[::group_size].repeat_interleave(group_size, dim=0)
     differs = ((prompt_ids != firsts) & (prompt_mask == 1)).any(dim=1) | (prompt_mask != first_masks).any(dim=1)
     if differs.any():
-        group = int(differs.nonzero()[0]) // group_size
+        number = int(differs.nonzero()[0]) // group_size
         raise ValueError(
-            f"The rollouts of group {group} have different prompts, so that they can't share one; set shared_prefix "
+            f"The rollouts of group {number} have different prompts, so that they can't share one; set shared_prefix "
             "to off."
         )
     prompt_lengths = prompt_mask[::group_size].sum(dim=1).tolist()

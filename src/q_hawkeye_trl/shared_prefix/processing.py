@@ -30,9 +30,9 @@ def process_once(processor: ProcessorMixin) -> Iterator[None]:
         keys = [(line, *map(id, row)) for line, row in zip(text, images, strict=True)]
         firsts, index = _distinct(keys)
         output = original.__call__(self, images=[images[i] for i in firsts], text=[text[i] for i in firsts], **kwargs)
-        return _repeat(output, [len(images[i]) for i in firsts], index) or original.__call__(
-            self, images=images, text=text, **kwargs
-        )
+        # tiles an image are known to the image processor alone
+        repeated = _repeat(output, memo.layout | dict(output), [len(images[i]) for i in firsts], index)
+        return repeated or original.__call__(self, images=images, text=text, **kwargs)
 
     # calls look at the class, so that for a while the processor is of a class of its own, with the name of the old one
     processor.__class__ = type(original.__name__, (original,), {"__call__": call})
@@ -49,20 +49,28 @@ class _ImageMemo:
 
     def __init__(self, preprocess: Callable[..., BatchFeature]):
         self.preprocess = preprocess
+        self.layout: dict[str, Any] = {}  # of the last output
         self._kept: dict[Hashable, tuple[Any, BatchFeature]] = {}
 
     def __call__(self, images, *args, return_tensors=None, **kwargs) -> BatchFeature:
         if not _are_rows(images) or args:
             return self.preprocess(images, *args, return_tensors=return_tensors, **kwargs)
-        options = repr(sorted(kwargs.items(), key=lambda item: item[0]))
-        key = (tuple(tuple(map(id, row)) for row in images), options)
+        firsts, index = _distinct([tuple(map(id, row)) for row in images])
+        rows = [images[i] for i in firsts]
+        output = self._process(rows, return_tensors, kwargs)
+        self.layout = dict(output)
+        repeated = _repeat(output, self.layout, list(map(len, rows)), index)
+        return repeated or self.preprocess(images, return_tensors=return_tensors, **kwargs)
+
+    def _process(self, rows: list[list], return_tensors: Any, options: dict[str, Any]) -> BatchFeature:
+        key = (tuple(tuple(map(id, row)) for row in rows), repr(sorted(options.items(), key=lambda item: item[0])))
         if key in self._kept:
             _, output = self._kept[key]
             # what is a tensor without being asked for is the same when asked for
             if all(isinstance(value, torch.Tensor) for value in output.values()):
-                return BatchFeature(dict(output))
-        output = self.preprocess(images, return_tensors=return_tensors, **kwargs)
-        self._kept[key] = (images, BatchFeature(dict(output)))  # the images too: an id is taken again after its object
+                return output
+        output = self.preprocess(rows, return_tensors=return_tensors, **options)
+        self._kept[key] = (rows, output)  # the images too: an id is taken again after its object
         return output
 
 
@@ -73,7 +81,7 @@ def _are_rows(images: Any) -> bool:
 def _distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
     """Index of the first row of each distinct key, and for every row the number of its key among these."""
     number: dict[Hashable, int] = {}
-    firsts = []
+    firsts: list[int] = []
     for row, key in enumerate(keys):
         if key not in number:
             number[key] = len(firsts)
@@ -81,13 +89,17 @@ def _distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
     return firsts, [number[key] for key in keys]
 
 
-def _repeat(output: BatchFeature, num_images: list[int], index: list[int]) -> BatchFeature | None:
+def _repeat(
+    output: BatchFeature, layout: dict[str, Any], num_images: list[int], index: list[int]
+) -> BatchFeature | None:
     """
     Repeats the rows of a processor's output; `None` where an entry's layout is not known.
 
     Args:
         output (`BatchFeature`):
             Output for R distinct rows.
+        layout (`dict`):
+            Entries that tell how many patches or tiles an image has.
         num_images (`list[int]`):
             Images of each of them.
         index (`list[int]` of length B):
@@ -98,10 +110,10 @@ def _repeat(output: BatchFeature, num_images: list[int], index: list[int]) -> Ba
     """
     rows = len(num_images)
     if len(index) == rows:
-        return output
-    repeated = {}
+        return BatchFeature(dict(output))
+    repeated: dict[str, Any] = {}
     for key, value in output.items():
-        sizes = _row_sizes(key, value, output, num_images)
+        sizes = _row_sizes(key, value, layout, num_images)
         if sizes is None:
             return None
         if isinstance(value, torch.Tensor):
@@ -113,12 +125,12 @@ def _repeat(output: BatchFeature, num_images: list[int], index: list[int]) -> Ba
     return BatchFeature(repeated)
 
 
-def _row_sizes(key: str, value: Any, output: BatchFeature, num_images: list[int]) -> list[int] | None:
+def _row_sizes(key: str, value: Any, layout: dict[str, Any], num_images: list[int]) -> list[int] | None:
     """How many entries of a value belong to each row."""
-    if key == "pixel_values" and "image_grid_thw" in output:
-        per_image = output["image_grid_thw"].prod(-1).tolist()
-    elif key == "pixel_values" and "num_patches" in output:
-        per_image = [int(count) for count in output["num_patches"]]
+    if key == "pixel_values" and "image_grid_thw" in layout:
+        per_image = layout["image_grid_thw"].prod(-1).tolist()
+    elif key == "pixel_values" and "num_patches" in layout:
+        per_image = [int(count) for count in layout["num_patches"]]
     elif len(value) == len(num_images):
         return [1] * len(num_images)
     else:
