@@ -1,5 +1,6 @@
 """A resumed run ends where the unbroken one does, and a checkpoint that does not fit is refused."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,43 @@ def test_resumed_run_equals_the_unbroken_one(tmp_path, family):
     whole = train(tmp_path / "whole", family)
     resumed = resume(tmp_path / "resumed", tmp_path / "whole" / "checkpoint-1", family)
     assert resumed.state.global_step == 3
+    assert_went_on(resumed, whole, family)
+
+
+@pytest.mark.parametrize("shared_prefix", ["off", "on"])
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_every_epoch_is_resumed_in_its_own_order(tmp_path, step, shared_prefix):
+    # eight prompts, two a step: steps 2 and 3 lie in the first of two epochs, 5 in the second
+    options = {"train_dataset": tiny_dataset(8), "max_steps": 8, "shared_prefix": shared_prefix}
+    whole = train(tmp_path / "whole", **options)
+    resumed = resume(tmp_path / "resumed", tmp_path / "whole" / f"checkpoint-{step}", **options)
+    assert_went_on(resumed, whole)
+
+
+def assert_went_on(resumed: HawkeyeGRPOTrainer, whole: Run, family: str = "qwen2_5_vl") -> None:
+    """To the bit, from a start that was trained at all."""
     assert largest_difference(parameters_of(resumed.model), whole.parameters) == 0
     assert largest_difference(parameters_of(tiny_policy(family)[0]), whole.parameters) > 1e-4  # it did train
     logs = [line for line in resumed.state.log_history if "loss" in line]
     assert [line["loss"] for line in logs] == [line["loss"] for line in whole.logs]
     assert [line["perception/kl"] for line in logs] == [line["perception/kl"] for line in whole.logs]
+
+
+@pytest.mark.parametrize(
+    ("options", "multiple"),
+    [
+        ({"num_iterations": 2}, "2"),
+        ({"steps_per_generation": 4, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, "2"),
+        ({"num_iterations": 3, "save_steps": 2}, "3"),
+    ],
+)
+def test_checkpoints_between_rollouts_are_warned_of(tmp_path, caplog, monkeypatch, options, multiple):
+    monkeypatch.setattr(logging.getLogger("q_hawkeye_trl.checks"), "propagate", True)
+    build_trainer(tmp_path, **(OPTIONS | options))
+    assert f"save_steps to a multiple of {multiple} to save" in caplog.text
+    caplog.clear()
+    build_trainer(tmp_path, **(OPTIONS | options | {"save_steps": int(multiple)}))
+    assert "save_steps" not in caplog.text
 
 
 def test_lora_resumes_its_adapter(tmp_path):

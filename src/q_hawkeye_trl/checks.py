@@ -1,10 +1,15 @@
 """Checks at construction: data and TRL features with which the method could not work, refused by name."""
 
 import math
+import numbers
 from typing import Any
 
-from .config import HawkeyeGRPOConfig
+from transformers.utils import logging
+
+from .config import HawkeyeGRPOConfig, refuse_reentrant_checkpointing
 from .objective.reduction import LOSS_TYPES
+
+logger = logging.get_logger(__name__)
 
 _OFF = "set perception_gamma and entropy_degraded_coef to 0 to train without it"
 
@@ -52,11 +57,22 @@ def check_mos(values: Any, score_min: float, score_max: float) -> None:
         `ValueError`: A score is missing, NaN or outside of the scale; the message names the row.
     """
     for row, value in enumerate(values):
-        if value is None or not math.isfinite(value) or not score_min <= value <= score_max:
+        if not isinstance(value, numbers.Real) or not math.isfinite(value) or not score_min <= float(value) <= score_max:
             raise ValueError(
-                f"mos of row {row} is {value}, expected a number in [{score_min}, {score_max}]; bring it to that "
+                f"mos of row {row} is {value!r}, expected a number in [{score_min}, {score_max}]; bring it to that "
                 "scale (it is never clamped), or set score_min and score_max to the scale of the data."
             )
+
+
+def _warn_of_inexact_resume(args: HawkeyeGRPOConfig, num_iterations: int) -> None:
+    window, step = args.steps_per_generation * num_iterations, args.gradient_accumulation_steps
+    if args.save_strategy != "steps" or args.save_steps < 1 or args.save_steps * step % window == 0:
+        return
+    logger.warning(
+        f"Rollouts are used for {window} micro-batches and save_steps {args.save_steps} can save in between: a run "
+        f"resumed there draws new rollouts and does not end bit for bit as an unbroken one. Set save_steps to a "
+        f"multiple of {window // math.gcd(window, step)} to save between rollouts."
+    )
 
 
 def _check_images(dataset: Any, columns: list[str], args: HawkeyeGRPOConfig) -> None:
@@ -64,6 +80,12 @@ def _check_images(dataset: Any, columns: list[str], args: HawkeyeGRPOConfig) -> 
         raise ValueError("The dataset has both an image and an images column; keep one (images for several a prompt).")
     if {"degraded_image", "degraded_images"} <= set(columns):
         raise ValueError("The dataset has both a degraded_image and a degraded_images column; keep one.")
+    for single, several in (("image", "degraded_images"), ("images", "degraded_image")):
+        if {single, several} <= set(columns):
+            raise ValueError(
+                f"The dataset has the columns {single} and {several}, which don't belong together; name the second "
+                f"degraded_{single}."
+            )
     if not args.uses_degraded_view or {"image", "images"} & set(columns):
         return
     if hasattr(dataset, "__getitem__") and len(dataset) and _holds_image(dataset[0].get("prompt")):
@@ -93,6 +115,7 @@ def check_compatible(trainer: Any) -> None:
         `ValueError`: The combination is not supported; the message names both sides.
     """
     args = trainer.args
+    _warn_of_inexact_resume(args, trainer.num_iterations)
     if args.uses_perception_terms and trainer.loss_type not in LOSS_TYPES:
         raise ValueError(
             f"loss_type {trainer.loss_type!r} is unknown to the perception terms, which average as the policy loss "
@@ -105,6 +128,7 @@ def check_compatible(trainer: Any) -> None:
             "The perception loss needs a vision-language model with a processor, got "
             f"{type(trainer.processing_class).__name__}; {_OFF}."
         )
+    refuse_reentrant_checkpointing(args)  # again: TRL turns it on for PEFT with ZeRO-3
     if trainer.environment_factories is not None:
         raise ValueError(
             f"environment_factory can change prompts and images, which the perception loss can't pair; {_OFF}."

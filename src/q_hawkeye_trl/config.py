@@ -226,6 +226,8 @@ class HawkeyeGRPOConfig(GRPOConfig):
             raise ValueError(f"degradation_seed is {self.degradation_seed}; it must be at least 0.")
 
     def _check_degradations(self) -> None:
+        if isinstance(self.degradations, str):
+            raise ValueError(f"degradations is the text {self.degradations!r}; give a list: [{self.degradations}].")
         if self.uses_degraded_view and not self.degradations:
             raise ValueError("degradations is empty; name at least one kind, for example gaussian_blur.")
         for name in self.degradations:
@@ -251,14 +253,25 @@ class HawkeyeGRPOConfig(GRPOConfig):
                 "TRL's entropy_coef rewards entropy, entropy_original_coef and entropy_degraded_coef minimise it; "
                 "set entropy_coef to 0 and use_adaptive_entropy to False, or our two coefficients to 0."
             )
-        reentrant = (self.gradient_checkpointing_kwargs or {}).get("use_reentrant")
-        if (
-            self.gradient_checkpointing
-            and reentrant
-            and self.uses_degraded_view
-            and self.perception_gradient == "both"
-        ):
-            raise ValueError(
-                "Two forwards with gradient under reentrant gradient checkpointing fail in distributed training "
-                "('marked ready twice'); set gradient_checkpointing_kwargs to {'use_reentrant': False}."
-            )
+        refuse_reentrant_checkpointing(self)
+
+
+def refuse_reentrant_checkpointing(args: HawkeyeGRPOConfig) -> None:
+    """
+    Refuses two forwards with gradient under reentrant checkpointing.
+
+    Args:
+        args ([`HawkeyeGRPOConfig`]):
+            Configuration; TRL may have changed it since it was made.
+
+    Raises:
+        `ValueError`: Both are on.
+    """
+    reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    two_forwards = args.uses_degraded_view and args.perception_gradient == "both"
+    if args.gradient_checkpointing and reentrant and two_forwards:
+        raise ValueError(
+            "Two forwards with gradient under reentrant gradient checkpointing fail in distributed training "
+            "('marked ready twice'); set gradient_checkpointing_kwargs to {'use_reentrant': False}, or "
+            "perception_gradient to original and entropy_degraded_coef to 0."
+        )

@@ -15,6 +15,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from .checks import check_compatible, check_dataset
 from .config import HawkeyeGRPOConfig
 from .data.decode_once import DecodeOnce
+from .data.epoch_sampler import EpochSampler
 from .degraded_batch import degraded_pixel_values
 from .objective.perception import perception_kl, sampled_entropy
 from .objective.reduction import token_weights
@@ -33,7 +34,7 @@ from .text import completion_text, parse_score
 
 ScoreFunc = Callable[[str], float | None]
 
-DATASET_COLUMNS = ("degraded_image", "degraded_images", "mos", "image_id", "dataset")
+DATASET_COLUMNS = ("degraded_image", "degraded_images", "mos", "mos_std", "image_id", "dataset")
 
 
 class HawkeyeGRPOTrainer(GRPOTrainer):
@@ -120,6 +121,7 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         self.score_fn = parse_score if score_fn is None else score_fn
         self._monitors = {"train": ScoreMonitor(), "eval": ScoreMonitor()}
         self._row_weights: torch.Tensor | None = None  # (B,), from scoring to scaling the advantages
+        self._seen_images = False
         self._before_shuffle: tuple[torch.Tensor, int] | None = None  # random state and rows of a generation batch
         self._captured: list | None = None  # log-probabilities and entropies of the loss's own forward
 
@@ -136,6 +138,9 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         if isinstance(dataset, datasets.Dataset):
             dataset = DecodeOnce(self._remove_unused_columns(dataset, description))
         return super()._get_dataloader(dataset, description, *args, **kwargs)
+
+    def _get_train_sampler(self, dataset=None):
+        return EpochSampler(super()._get_train_sampler(dataset), lambda: self.state.epoch)
 
     def _tokenize_prompts(self, prompts: list):
         # A rollout_func calls this too, and sees what TRL gives.
@@ -176,7 +181,8 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         # clamped as the uncertainty does it: one absurd answer would own a mean
         self._monitors[mode].update(scores.clamp(self.args.score_min, self.args.score_max), mos)
         self._add_metrics(mode, score_statistics(scores, prefix="scores/", **scale))
-        self._add_metrics(mode, {f"scores/{k}": v for k, v in self._monitors[mode].correlations().items()})
+        # the running figure so far, not the mean over the batches since the last log
+        self._metrics[mode] |= {f"scores/{k}": [v] for k, v in self._monitors[mode].correlations().items()}
         if group_size == 1 or self.args.uncertainty_alpha == 0:  # a single rollout has no spread to speak of
             return None
 
@@ -249,11 +255,29 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
 
     def _attach_degraded_view(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
         """Adds the twin's pixels, a list with one entry a row, which TRL shuffles and splits along with the rows."""
-        if "pixel_values" not in output:  # a batch without images
-            output["has_degraded_view"] = torch.zeros(len(inputs), dtype=torch.bool, device=self.accelerator.device)
+        self._check_images_seen("pixel_values" in output)
+        has_view = torch.zeros(len(inputs), dtype=torch.bool, device=self.accelerator.device)
+        if "pixel_values" in output:
+            output["degraded_pixel_values"], has_view = self._degraded_pixels(inputs, output)
+        output["has_degraded_view"] = has_view
+        unpaired = self.accelerator.reduce((~has_view).sum().float(), reduction="sum")
+        self._add_metrics(self._mode, {"perception/rows_without_view": unpaired.item()})
+
+    def _check_images_seen(self, here: bool) -> None:
+        """Refuses a run whose data turns out to have no images; later batches may be without."""
+        if self._seen_images:
             return
+        seen = self.accelerator.reduce(torch.tensor(float(here), device=self.accelerator.device), reduction="sum")
+        self._seen_images = seen.item() > 0
+        if not self._seen_images:
+            raise ValueError(
+                "The perception loss needs images, but no row of the first batch has one; add an image or images "
+                "column, or set perception_gamma and entropy_degraded_coef to 0 to train without it."
+            )
+
+    def _degraded_pixels(self, inputs: list[dict[str, Any]], output: dict[str, Any]):
         given = any(name in inputs[0] for name in ("degraded_image", "degraded_images"))
-        pixels, has_view = degraded_pixel_values(
+        return degraded_pixel_values(
             inputs,
             output,
             self.processing_class,
@@ -264,8 +288,6 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
             chat_template_kwargs=self.chat_template_kwargs,
             tools=self.tools or None,
         )
-        output["degraded_pixel_values"] = pixels
-        output["has_degraded_view"] = has_view
 
     @contextmanager
     def _capture_forward(self):
@@ -310,6 +332,9 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         entropy = sampled_entropy(logps) if sampled else entropies.masked_fill(mask == 0, 0.0)
         loss = self.args.entropy_original_coef * (entropy * weights).sum()
         sums = {"entropy_original": (entropy, mask)}
+        gamma = self._gamma()
+        if self.args.perception_gamma > 0:
+            self._add_metrics(self._mode, {"perception/gamma": gamma})
 
         if "has_degraded_view" in inputs:
             logps_degraded, entropies_degraded = self._forward_degraded(model, inputs)
@@ -318,13 +343,9 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
             logps_degraded = logps_degraded.masked_fill(mask == 0, 0.0)
             kl = perception_kl(logps, logps_degraded, clip=self.args.perception_kl_clip)
             entropy = sampled_entropy(logps_degraded) if sampled else entropies_degraded.masked_fill(mask == 0, 0.0)
-            gamma = self._gamma()
             loss = loss - gamma * (kl * pair_weights).sum()
             loss = loss + self.args.entropy_degraded_coef * (entropy * pair_weights).sum()
             sums |= {"kl": (kl, pair_mask), "entropy_degraded": (entropy, pair_mask)}
-            self._add_metrics(self._mode, {"perception/gamma": gamma})
-            unpaired = self.accelerator.reduce((~inputs["has_degraded_view"]).sum().float(), reduction="sum")
-            self._add_metrics(self._mode, {"perception/rows_without_view": unpaired.item()})
         self._log_token_means(sums)
         return loss
 
