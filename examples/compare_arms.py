@@ -22,10 +22,10 @@ import numpy as np
 from scipy import stats
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from q_hawkeye_trl.callbacks import write_atomically, write_json
 from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.synthetic import UNSEEN_KINDS, write_synthetic_koniq
 from q_hawkeye_trl.evaluation.held_out import evaluate_held_out
+from q_hawkeye_trl.files import write_atomically, write_json
 
 NO_UNCERTAINTY = ["--uncertainty_alpha", "0"]
 NO_PERCEPTION = ["--perception_gamma", "0", "--entropy_original_coef", "0", "--entropy_degraded_coef", "0"]

@@ -32,7 +32,6 @@ from q_hawkeye_trl.callbacks import (
     HeldOutCallback,
     MetricsFileCallback,
     read_metrics,
-    write_json,
 )
 from q_hawkeye_trl.checkpoints import last_whole_checkpoint
 from q_hawkeye_trl.data.folder import check_rows, load_folder
@@ -40,6 +39,7 @@ from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
 from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
+from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.recipe import check_recipe
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
 from q_hawkeye_trl.rewards import get_reward

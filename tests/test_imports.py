@@ -40,9 +40,10 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"text"},
     "objective": set(),
     "text": set(),
+    "callbacks": {"files"},
     # modules that import nothing of ours
-    "callbacks": set(),
     "checkpoints": set(),
+    "files": set(),
     "recipe": set(),
     "reporting": set(),
     "resume": set(),
