@@ -47,7 +47,9 @@ def test_a_known_curve_is_found_again():
 
 def test_the_curve_follows_a_change_of_units():
     scores, mos = sample(0)
-    np.testing.assert_allclose(fit_logistic(1000 * scores - 7, mos)(1000 * scores - 7), fit_logistic(scores, mos)(scores))
+    np.testing.assert_allclose(
+        fit_logistic(1000 * scores - 7, mos)(1000 * scores - 7), fit_logistic(scores, mos)(scores)
+    )
     assert plcc_fitted(1000 * scores - 7, 5 * mos + 100) == pytest.approx(plcc_fitted(scores, mos), abs=1e-6)
 
 
@@ -67,6 +69,12 @@ def test_a_line_is_a_limit_of_the_curve():
 @pytest.mark.filterwarnings("error")
 def test_a_step_is_a_limit_of_the_curve():
     assert plcc_fitted(np.arange(8.0), [1, 1, 1, 1, 5, 5, 5, 5]) == pytest.approx(1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_scores_that_say_nothing_have_a_flat_curve_and_no_correlation():
+    scores, mos = np.array([1.0, 1, 2, 2] * 3), np.array([1.0, 5, 1, 5] * 3)
+    assert plcc_fitted(scores, mos) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_start_gives_the_same_curve():

@@ -1,10 +1,10 @@
 """
 Confidence intervals by the bootstrap, over images or over whole reference contents.
 
-Images that are made from one reference share its error, so sets with references are resampled by reference: an interval
-over images would be far too narrow. The interval of a correlation is symmetric on Fisher's z scale, that of an error on
-a logarithmic one: estimate ± t·s, with s the standard deviation over the draws and t Student's quantile for one less
-degree of freedom than there are units. Percentiles of the draws would be too narrow for a few dozen references.
+Images that are made from one reference share its error, so sets with references are resampled by reference: an
+interval over images would be far too narrow. The interval of a correlation is symmetric on Fisher's z scale, that of
+an error on a logarithmic one: estimate ± t·s, with s the standard deviation over the draws and t Student's quantile
+for one degree of freedom less than there are units. Percentiles of the draws are too narrow for a few references.
 """
 
 import math

@@ -12,6 +12,8 @@ from .metrics import checked, constant, plcc
 MIN_IMAGES = 5
 """Fewest images of a fit: four parameters go through any four points."""
 
+_FLAT = 1e-6  # of the target's range
+
 
 class Logistic(NamedTuple):
     """
@@ -70,7 +72,9 @@ def fit_logistic(predicted: ArrayLike, target: ArrayLike, start: Logistic | None
     if len(predicted) < MIN_IMAGES or constant(predicted) or constant(target):
         return None
     starts = _starts(predicted, target) if start is None else [start]
-    fits = [_descend(predicted, target, begin) for begin in starts]
+    # from a near start only curves on their way to a line or a step take long, and gain nothing by it
+    effort = 5000 if start is None else 300
+    fits = [_descend(predicted, target, begin, effort) for begin in starts]
     finite = [(error, curve) for error, curve in fits if np.isfinite(error) and curve.width != 0]
     return min(finite)[1] if finite else None
 
@@ -89,13 +93,17 @@ def plcc_fitted(predicted: ArrayLike, target: ArrayLike, start: Logistic | None 
             As in [`fit_logistic`].
 
     Returns:
-        `float`: In [-1, 1]; `nan` where [`fit_logistic`] finds no curve.
+        `float`: In [-1, 1]; 0 where the best curve is flat, `nan` where [`fit_logistic`] finds none.
 
     Raises:
         `ValueError`: As [`fit_logistic`].
     """
     curve = fit_logistic(predicted, target, start)
-    return float("nan") if curve is None else plcc(curve(predicted), target)
+    if curve is None:
+        return float("nan")
+    values = curve(predicted)
+    # the correlation of a flat curve would be that of its rounding errors
+    return 0.0 if np.ptp(values) < _FLAT * np.ptp(np.asarray(target)) else plcc(values, target)
 
 
 def _starts(predicted: np.ndarray, target: np.ndarray) -> list[Logistic]:
@@ -106,7 +114,7 @@ def _starts(predicted: np.ndarray, target: np.ndarray) -> list[Logistic]:
     return [Logistic(high, low, centre, deviation / 4), line, Logistic(high, low, centre, deviation / 40)]
 
 
-def _descend(predicted: np.ndarray, target: np.ndarray, start: Logistic) -> tuple[float, Logistic]:
+def _descend(predicted: np.ndarray, target: np.ndarray, start: Logistic, effort: int) -> tuple[float, Logistic]:
     """Sum of squared errors and curve at the end of Levenberg-Marquardt, on standardised scores."""
     centre, scale = predicted.mean(), predicted.std()
     scores = (predicted - centre) / scale
@@ -125,7 +133,7 @@ def _descend(predicted: np.ndarray, target: np.ndarray, start: Logistic) -> tupl
             begin,
             Dfun=lambda parameters: curve(parameters)[1],
             col_deriv=True,
-            maxfev=1000,
+            maxfev=effort,
             full_output=True,
         )[0]
         error = float(((curve(best)[0] - target) ** 2).sum())

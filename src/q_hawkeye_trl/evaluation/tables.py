@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ def build_table(
         [`ScoreTable`]
     """
     rows = sorted(rows, key=lambda item: str(item[1]["image_id"]))
-    for (earlier, row), (where, again) in zip(rows, rows[1:], strict=False):
+    for (earlier, row), (where, again) in pairwise(rows):
         if str(row["image_id"]) == str(again["image_id"]):
             raise ValueError(f"{where}: image_id {row['image_id']!r} already stands in {earlier}; keep one of them.")
     score = _column(rows, "score", optional=True)
