@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from .scored import ScoredImage
@@ -66,8 +65,8 @@ def write_gallery(
         title (`str`):
             Title of the page.
         extra_sections_html (`str`, *optional*, defaults to `""`):
-            HTML between the heading and the images, inserted as it is: **the caller has escaped it**. The policy of the
-            page allows pictures as `data:` addresses, inline SVG and the classes of the page's style sheet, but no
+            HTML between the heading and the images, inserted as it is: **the caller has escaped it**. The policy of
+            the page allows pictures as `data:` addresses, inline SVG and the classes of the page's style sheet, but no
             script, no `style` attribute, no `<style>` element and nothing from elsewhere.
         extra_columns (`Sequence[str]`, *optional*):
             Titles of the further columns, the keys of each row's `extra`.
@@ -85,7 +84,7 @@ def write_gallery(
     stream = template.stream(
         title=title,
         facts=facts or {},
-        extra_sections=Markup(extra_sections_html),
+        extra_sections=extra_sections_html,
         extra_columns=list(extra_columns),
         rows=_cells(rows, list(extra_columns)),
         scale=_Scale(score_min, score_max),
@@ -148,13 +147,13 @@ def _environment() -> Environment:
     return environment
 
 
-def _inlined() -> dict[str, Any]:
+def _inlined() -> dict[str, str]:
     # The policy names the hashes of the page's own script and style: an injected one would not run, nor apply.
-    parts = {}
+    parts: dict[str, str] = {}
     for name in ("script", "style"):
         content = (Path(__file__).parent / f"gallery.{'js' if name == 'script' else 'css'}").read_text("utf-8")
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode("ascii")
-        parts |= {name: Markup(content), f"{name}_hash": f"sha256-{digest}"}
+        parts |= {name: content, f"{name}_hash": f"sha256-{digest}"}
     return parts
 
 
