@@ -5,6 +5,8 @@ import sys
 import typer
 
 from .. import __version__
+from .merge import merge
+from .score import score
 
 app = typer.Typer(
     name="q-hawkeye",
@@ -29,6 +31,10 @@ def _options(
     ),
 ) -> None:
     """Options before the command."""
+
+
+app.command()(score)
+app.command()(merge)
 
 
 def main() -> None:
