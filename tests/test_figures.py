@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from q_hawkeye_trl.evaluation.figures import CORRELATIONS, ERRORS, breakdown, set_figures
+from q_hawkeye_trl.evaluation.figures import CORRELATIONS, ERRORS, breakdown, draw_figures, point_figures, set_figures
 from q_hawkeye_trl.evaluation.tables import ScoreTable
 
 NAN = math.nan
@@ -139,6 +139,20 @@ def test_perfect_and_reversed_order():
         assert reversed_[name] == pytest.approx(-1)
     assert reversed_["plcc_fitted"] == pytest.approx(1)
     assert reversed_["logistic"]["rises"] is False
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("decimals", [3, 0], ids=["distinct", "ties"])
+@pytest.mark.parametrize("count", [2, 3, 4, 40])
+def test_the_quick_figures_of_draws_are_those_of_scipy(count, decimals):
+    rng = np.random.default_rng(count)
+    score, target = np.round(rng.uniform(1, 5, size=(2, count)), decimals)
+    score[0], score[1] = 1, 2
+    target[0], target[1] = 3, 1
+    mos = target / 2 + 1
+    assert draw_figures(score, target, mos) == pytest.approx(point_figures(score, target, mos), nan_ok=True)
+    same = np.full(count, 2.0)
+    assert draw_figures(same, target, mos) == pytest.approx(point_figures(same, target, mos), nan_ok=True)
 
 
 @pytest.mark.filterwarnings("error")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -45,3 +46,28 @@ def write_atomically(path: str | Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def check_output(path: str | Path, *, overwrite: bool) -> None:
+    """
+    Checks that an output can be written, before any time is spent on what it is to hold.
+
+    Args:
+        path (`str` or `Path`):
+            File to write; its folder is made.
+        overwrite (`bool`):
+            Whether an existing file may be replaced.
+
+    Raises:
+        `FileExistsError`: The file exists.
+        `OSError`: Its folder can't be written to.
+    """
+    path = Path(path)
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise FileExistsError(f"{path} exists and is not overwritten; name another file, or pass --overwrite.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"{path} can't be written ({error.strerror or error}): name another file.") from error

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from .. import __version__
+from .evaluate import evaluate
 from .merge import merge
 from .score import score
 
@@ -35,6 +36,7 @@ def _options(
 
 app.command()(score)
 app.command()(merge)
+app.command()(evaluate)
 
 
 def main() -> None:

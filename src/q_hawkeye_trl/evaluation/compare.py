@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .figures import MIDDLE, point_figures, target_of
+from .figures import MIDDLE, draw_figures, point_figures, target_of
 from .intervals import DRAWS, difference_interval, replicate, units_of
 from .logistic import fit_logistic
 from .tables import ScoreTable
@@ -42,7 +42,7 @@ def compare_tables(
 
     def measure(rows: np.ndarray) -> dict[str, float]:
         one, other = (
-            point_figures(score[rows], answers[rows], mos[rows], curve)
+            draw_figures(score[rows], answers[rows], mos[rows], curve)
             for score, curve in zip(scores, curves, strict=True)
         )
         return {name: one[name] - other[name] for name in one}

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from scipy import stats
 
 from .intervals import DRAWS, correlation_interval, difference_interval, error_interval, replicate, units_of
-from .logistic import Logistic, fit_logistic, plcc_fitted
-from .metrics import krcc, mae, plcc, rmse, srcc
+from .logistic import Logistic, correlation_of_curve, fit_logistic, plcc_fitted
+from .metrics import constant, krcc, mae, plcc, rmse, srcc
 from .spread import REJECTED, risk_coverage, spread_figures
 from .tables import SCALE, ScoreTable
 
@@ -46,6 +47,27 @@ def point_figures(
         "krcc": krcc(score, target),
         "rmse": rmse(score, mos),
         "mae": mae(score, mos),
+    }
+
+
+def draw_figures(
+    score: np.ndarray, target: np.ndarray, mos: np.ndarray, start: Logistic | None = None
+) -> dict[str, float]:
+    """
+    Computes the same as [`point_figures`], without scipy's checks and p-values, which would take most of the time of
+    thousands of draws; arguments and result as there.
+    """
+    if len(score) < 2 or constant(score) or constant(target):
+        return point_figures(score, target, mos, start)
+    curve = fit_logistic(score, target, start)
+    error = score - mos
+    return {
+        "plcc": _pearson(score, target),
+        "plcc_fitted": float("nan") if curve is None else correlation_of_curve(curve, score, target, _pearson),
+        "srcc": _pearson(stats.rankdata(score), stats.rankdata(target)),
+        "krcc": krcc(score, target),
+        "rmse": float(np.sqrt(np.mean(error**2))),
+        "mae": float(np.mean(np.abs(error))),
     }
 
 
@@ -150,6 +172,11 @@ def breakdown(table: ScoreTable, labels: tuple[str, ...], target: str = "mos") -
     return parts
 
 
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))
+
+
 def _with_intervals(
     score: np.ndarray, target: np.ndarray, table: ScoreTable, start: Logistic | None, draws: int, seed: int
 ) -> Figures:
@@ -157,7 +184,7 @@ def _with_intervals(
     estimates = point_figures(score, target, table.mos, curve)
 
     def measure(rows: np.ndarray) -> dict[str, float]:
-        return point_figures(score[rows], target[rows], table.mos[rows], curve)
+        return draw_figures(score[rows], target[rows], table.mos[rows], curve)
 
     return _intervals(estimates, measure, table, draws, seed)
 

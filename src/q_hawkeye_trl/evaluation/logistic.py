@@ -1,5 +1,6 @@
 """PLCC after the 4-parameter logistic curve that many papers lay through the scores first."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -99,11 +100,29 @@ def plcc_fitted(predicted: ArrayLike, target: ArrayLike, start: Logistic | None 
         `ValueError`: As [`fit_logistic`].
     """
     curve = fit_logistic(predicted, target, start)
-    if curve is None:
-        return float("nan")
+    return float("nan") if curve is None else correlation_of_curve(curve, *checked(predicted, target), plcc)
+
+
+def correlation_of_curve(
+    curve: Logistic, predicted: np.ndarray, target: np.ndarray, correlate: Callable[[np.ndarray, np.ndarray], float]
+) -> float:
+    """
+    Correlates the curve's values with the target; 0 for a flat curve, whose correlation would be that of its rounding
+    errors.
+
+    Args:
+        curve ([`Logistic`]):
+            The curve.
+        predicted (`np.ndarray` of shape `(N,)`), target (`np.ndarray` of shape `(N,)`):
+            Scores and target.
+        correlate (`Callable[[np.ndarray, np.ndarray], float]`):
+            Pearson's correlation.
+
+    Returns:
+        `float`: In [-1, 1].
+    """
     values = curve(predicted)
-    # the correlation of a flat curve would be that of its rounding errors
-    return 0.0 if np.ptp(values) < _FLAT * np.ptp(np.asarray(target)) else plcc(values, target)
+    return 0.0 if np.ptp(values) < _FLAT * np.ptp(target) else correlate(values, target)
 
 
 def _starts(predicted: np.ndarray, target: np.ndarray) -> list[Logistic]:
@@ -119,23 +138,27 @@ def _descend(predicted: np.ndarray, target: np.ndarray, start: Logistic, effort:
     centre, scale = predicted.mean(), predicted.std()
     scores = (predicted - centre) / scale
 
-    def curve(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def residual(parameters: np.ndarray) -> np.ndarray:
+        upper, lower, middle, width = parameters
+        return lower + (upper - lower) * expit((scores - middle) / width) - target
+
+    def jacobian(parameters: np.ndarray) -> np.ndarray:
         upper, lower, middle, width = parameters
         position = (scores - middle) / width
         share = expit(position)
-        slope = (upper - lower) * share * (1 - share) / width
-        return lower + (upper - lower) * share, np.array([share, 1 - share, -slope, -slope * position])
+        slope = (lower - upper) / width * share * (1 - share)
+        return np.array([share, 1 - share, slope, slope * position])
 
     begin = [start.upper, start.lower, (start.centre - centre) / scale, start.width / scale]
     with np.errstate(all="ignore"):
         best = optimize.leastsq(
-            lambda parameters: curve(parameters)[0] - target,
+            residual,
             begin,
-            Dfun=lambda parameters: curve(parameters)[1],
+            Dfun=jacobian,
             col_deriv=True,
             maxfev=effort,
             full_output=True,
         )[0]
-        error = float(((curve(best)[0] - target) ** 2).sum())
+        error = float((residual(best) ** 2).sum())
     upper, lower, middle, width = best
     return error, Logistic(upper, lower, middle * scale + centre, width * scale)

@@ -109,7 +109,7 @@ def read_tables(
         for column in ("image_id", "score", "mos"):
             if column not in row:
                 raise ValueError(f"{where}: there is no `{column}`; each row needs image_id, score and mos.")
-        sets.setdefault(str(row.get("dataset") or path.stem), []).append((where, row))
+        sets.setdefault(_text(row.get("dataset") or path.stem), []).append((where, row))
     if not sets:
         raise ValueError(f"{path} holds no rows: expected one for each image.")
     return [build_table(name, rows, score_range=score_range, mos_range=mos_range) for name, rows in sets.items()]
@@ -154,7 +154,7 @@ def build_table(
         raise ValueError(f"{where}: `group` is empty while other rows have one; give every row of {name} a group.")
     return ScoreTable(
         name=name,
-        image_id=tuple(str(row["image_id"]) for _, row in rows),
+        image_id=tuple(_text(row["image_id"]) for _, row in rows),
         score=score,
         mos=mos,
         mos_raw=_raw(rows),
@@ -246,5 +246,10 @@ def _raw(rows: Sequence[tuple[str, Mapping]]) -> np.ndarray | None:
 
 
 def _texts(rows: Sequence[tuple[str, Mapping]], column: str) -> tuple[str, ...] | None:
-    values = tuple("" if row.get(column) is None else str(row[column]) for _, row in rows)
+    values = tuple("" if row.get(column) is None else _text(row[column]) for _, row in rows)
     return values if any(values) else None
+
+
+def _text(value: object) -> str:
+    # JSON can hold halves of surrogate pairs, which no output file takes
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
