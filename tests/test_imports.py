@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"__init__", "data", "demo", "evaluation", "files", "report", "scoring", "text"},
     "__init__": {"trainer", "config", "text", "rewards"},
+    "model_card": {"files", "report", "reporting"},
     "report": {"data", "evaluation", "files", "scoring"},
     "trainer": {
         "callbacks",

@@ -15,6 +15,7 @@ SHOWN = {
     "scores/spread": "spread",
     "scores/parse_rate": "parsed",
     "perception/kl": "KL",
+    "eval_srcc_sampled": "validation SRCC",
 }
 """Metrics on the progress bar, with their short names."""
 
@@ -46,12 +47,20 @@ class MetricsFileCallback(TrainerCallback):
 
 
 class BriefProgressCallback(ProgressCallback):
-    """Transformers' progress bar, with a handful of metrics behind it in place of whole dictionaries between."""
+    """
+    Transformers' progress bar, with the last values of a handful of metrics behind it in place of whole dictionaries
+    between.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.shown: dict[str, str] = {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:
-            shown = {short: logs[key] for key, short in SHOWN.items() if logs.get(key) is not None}
-            self.training_bar.set_postfix({short: f"{value:.3f}" for short, value in shown.items()})
+            new = {short: logs[key] for key, short in SHOWN.items() if logs.get(key) is not None}
+            self.shown |= {short: f"{value:.3f}" for short, value in new.items()}
+            self.training_bar.set_postfix(self.shown)
 
 
 class HeldOutCallback(TrainerCallback):

@@ -68,8 +68,8 @@ def _print_spread(spread: dict, console: Console) -> None:
         f"SRCC of spread and error {number(spread['spread_srcc'])} {interval(spread, 'spread_srcc')}; {gain} of the "
         "possible gain (0 is chance, 1 an order by the true error)"
     )
-    table.caption, table.caption_justify = Text(caption), "left"
     console.print(table)
+    console.print(Text(caption))
 
 
 def _print_parts(what: str, parts: dict[str, dict], console: Console) -> None:
