@@ -28,7 +28,8 @@ def test_another_list_of_images_is_said():
     assert departures(deqa, "koniq10k", 2010) == []
     assert "2010 images, these are 2015" in departures(deqa, "koniq10k", 2015)[0]
     assert departures(get_preset("pyiqa"), "koniq10k", 2015) == []
-    assert departures(deqa, "pipal", 17) == []  # size not known
+    assert departures(get_preset("mr-iqa"), "kadid10k", 10125) == []
+    assert "10125 images, these are 2000" in departures(get_preset("mr-iqa"), "kadid10k", 2000)[0]
     assert "no set 'mine'" in departures(deqa, "mine", 10)[0]
 
 

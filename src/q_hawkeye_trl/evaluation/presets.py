@@ -36,14 +36,23 @@ class Preset(NamedTuple):
     source: str
 
 
-_DEQA_SIZES = {"koniq10k": 2010, "spaq": 2224, "kadid10k": 2000, "agiqa3k": 2982, "tid2013": 3000, "csiq": 866}
-_DEQA_SETS = (*_DEQA_SIZES, "pipal", "livec")
+# Both protocols stand on the metas of DeQA-Score, some of which are whole sets.
+_DEQA_SIZES = {
+    "koniq10k": 2010,
+    "spaq": 2224,
+    "kadid10k": 2000,
+    "pipal": 4640,
+    "livec": 1162,
+    "agiqa3k": 2982,
+    "tid2013": 3000,
+    "csiq": 866,
+}
 _WHOLE_SIZES = {"spaq": 11125, "kadid10k": 10125, "livec": 1162, "agiqa3k": 2982, "tid2013": 3000, "csiq": 866}
 
 PRESETS = {
     "deqa": Preset(
         name="deqa",
-        splits=dict.fromkeys(_DEQA_SETS, "test"),
+        splits=dict.fromkeys(_DEQA_SIZES, "test"),
         sizes=_DEQA_SIZES,
         target="mos_raw",
         plcc="plcc_fitted",
@@ -61,11 +70,8 @@ PRESETS = {
     ),
     "mr-iqa": Preset(
         name="mr-iqa",
-        splits={
-            "koniq10k": "test",
-            **dict.fromkeys(("pipal", "livec", "agiqa3k", "csiq", "tid2013", "kadid10k", "spaq"), WHOLE),
-        },
-        sizes=_WHOLE_SIZES,
+        splits={"koniq10k": "test", "pipal": "test", **dict.fromkeys(_WHOLE_SIZES, WHOLE)},
+        sizes={"koniq10k": 2010, "pipal": 4640, **_WHOLE_SIZES},
         target="mos",
         plcc="plcc",
         failures="left out",
