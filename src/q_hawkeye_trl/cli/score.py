@@ -53,7 +53,7 @@ def score(
     from rich.console import Console
 
     from ..demo.policy import demo_policy_path
-    from ..scoring.run import check_outputs, score_run
+    from ..scoring.run import check_outputs, model_stamp, score_run
     from ..scoring.sources import find_images
     from ..scoring.summary import print_summary
 
@@ -90,20 +90,25 @@ def score(
         from ..scoring.scorer import HawkeyeScorer
 
         logging.disable_progress_bar()  # of the loading of weights
-        return HawkeyeScorer(
-            policy,
-            batch_size=batch_size,
-            attn_implementation=attn_implementation,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            **asked,
-        )
+        try:
+            return HawkeyeScorer(
+                policy,
+                batch_size=batch_size,
+                attn_implementation=attn_implementation,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                **asked,
+            )
+        except ImportError as error:
+            if backend == "vllm":  # not installed
+                raise ValueError(str(error)) from error
+            raise
 
     try:
         summary = score_run(
             load,
             sources,
-            settings={"model": model or "bundled toy policy", **asked},
+            settings={"model": model or "bundled toy policy", "weights": model_stamp(policy), **asked},
             out=out,
             html=html,
             reasoning=reasoning,
@@ -125,6 +130,7 @@ def score(
 
 def _processes():
     """The processes that a launcher started, and this one's device; one process and the default device without."""
+    import atexit
     import os
     from datetime import timedelta
 
@@ -132,8 +138,10 @@ def _processes():
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(), None
+    import torch
     from accelerate import PartialState
 
     # a process that is done waits for the others, which may take long
-    state = PartialState(timeout=timedelta(days=7))
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    atexit.register(state.destroy_process_group)
     return Processes(state.process_index, state.num_processes, state.wait_for_everyone), state.device

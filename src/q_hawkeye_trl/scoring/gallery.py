@@ -116,11 +116,16 @@ def thumbnail_uri(image: Image.Image, size: int = THUMBNAIL_SIZE) -> str:
     Returns:
         `str`: JPEG in base64.
     """
-    small = image.copy()
-    small.thumbnail((size, size))
+    small = _shrunk(image, size)
     buffer = io.BytesIO()
     small.convert("RGB").save(buffer, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _shrunk(image: Image.Image, size: int = THUMBNAIL_SIZE) -> Image.Image:
+    small = image.copy()
+    small.thumbnail((size, size))
+    return small
 
 
 @dataclass(frozen=True)
@@ -163,10 +168,11 @@ def _cells(rows: Iterable[GalleryRow], extra_columns: list[str]) -> Iterator[dic
         if missing:
             raise ValueError(f"Row {number} of the page ({row.scored.image}) has no value for {', '.join(missing)}.")
         picture = row.picture() if callable(row.picture) else row.picture
+        small = None if picture is None else _shrunk(picture)
         yield {
-            "number": number,
             "scored": row.scored,
-            "thumbnail": None if picture is None else thumbnail_uri(picture),
+            "thumbnail": None if small is None else thumbnail_uri(small),
+            "size": None if small is None else small.size,
             "extra": [row.extra[title] for title in extra_columns],
         }
 

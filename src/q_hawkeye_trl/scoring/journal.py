@@ -43,13 +43,14 @@ class Journal:
         if file.is_file():
             kept = json.loads(file.read_text("utf-8"))
             differing = [name for name in settings if kept.get(name) != settings[name]]
-            if differing:
+            if not differing:
+                return
+            if self.lines():
                 changes = "; ".join(f"{name} {kept.get(name)!r}, now {settings[name]!r}" for name in differing)
                 raise ValueError(
                     f"{self.folder} holds unfinished scores that were made otherwise ({changes}): finish them with "
                     "the same options, or start anew by --overwrite."
                 )
-            return
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")

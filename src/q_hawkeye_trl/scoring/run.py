@@ -1,5 +1,6 @@
 """One scoring run over many images: resumable, on several processes, with a table and a page at its end."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,6 +69,22 @@ def check_outputs(out: str | os.PathLike | None, html: str | os.PathLike | None,
             raise OSError(f"{path} can't be written ({error.strerror or error}): name another file.") from error
 
 
+def model_stamp(model: str | os.PathLike) -> str:
+    """
+    Returns what changes when the weights in a model's folder are replaced.
+
+    Args:
+        model (`str` or `os.PathLike`):
+            Folder of a model or an adapter. A name on the Hub has no stamp.
+
+    Returns:
+        `str`: 16 hexadecimal digits, or `""`.
+    """
+    files = [file for file in sorted(Path(model).glob("*")) if file.suffix in (".safetensors", ".bin", ".pt", ".pth")]
+    marks = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+    return hashlib.blake2b("\n".join(marks).encode(), digest_size=8).hexdigest() if marks else ""
+
+
 def score_run(
     load_scorer: Callable[[], HawkeyeScorer],
     sources: Sequence[ImageSource],
@@ -117,6 +134,7 @@ def score_run(
     Raises:
         `ValueError`: Several processes without `out`, or unfinished scores that were made with other settings.
         `OSError`: See [`check_outputs`].
+        `RuntimeError`: An image file was replaced while the run went on.
     """
     processes = processes or Processes()
     first = processes.number == 0
@@ -137,13 +155,21 @@ def score_run(
         if first and len(missing) < len(sources):
             say(f"{len(sources) - len(missing)} of {len(sources)} images have their score from before ({folder}).")
         if missing:
-            scores = load_scorer().score_sources(
+            try:
+                scorer = load_scorer()
+            except BaseException:
+                if first and len(missing) == len(sources):
+                    journal.remove()  # it holds nothing
+                raise
+            scores = scorer.score_sources(
                 sources, wanted=missing, share=(processes.number, processes.count), progress=progress and first
             )
             journal.append(processes.number, ((sources[number], scored) for number, scored in scores))
         processes.wait()
         if not first:
             return None
+        if journal.missing(sources):
+            raise RuntimeError("Images were left out or changed in the meantime; the same command scores them.")
         summary = summarize(journal.scored(sources))
         if out is not None:
             write_table(out, journal.scored(sources), journal.folder / "table", reasoning=reasoning)

@@ -191,7 +191,9 @@ class HawkeyeScorer:
             `Iterator[tuple[int, ScoredImage]]`: Number and score of each image, in the order in which they are done.
         """
         numbers = list(range(len(sources))) if wanted is None else list(wanted)
-        batches = _batches(sources, numbers, max(1, self.batch_size // (self.rollouts or 1)))[share[0] :: share[1]]
+        each = math.ceil(len(numbers) / share[1])  # so that no process is without work
+        size = min(max(1, self.batch_size // (self.rollouts or 1)), max(1, each))
+        batches = _batches(sources, numbers, size)[share[0] :: share[1]]
         others = f", process 1 of {share[1]}" if share[1] > 1 else ""
         bar = tqdm(
             desc=f"Scoring{others}", total=sum(map(len, batches)), unit="image", disable=not progress, smoothing=0.05

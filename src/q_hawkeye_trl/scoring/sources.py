@@ -52,12 +52,11 @@ class FileSource:
 
     @property
     def name(self) -> str:
-        # JSON, CSV and Parquet hold valid text only, file names any bytes
-        return self.path.encode("utf-8", "backslashreplace").decode("utf-8")
+        return _valid_text(self.path)
 
     @property
     def key(self) -> str:
-        return f"file:{self.name}"
+        return f"file:{_valid_text(os.path.abspath(self.path))}"
 
     def load(self) -> Image.Image:
         return load_image(self.path)
@@ -216,6 +215,11 @@ def _rows(folder: str, split: str | None) -> Iterator[RowSource]:
     for number, image_id in enumerate(ids):
         name = f"{folder}#{number}" if image_id == f"row-{number}" else image_id
         yield RowSource(rows, number, name, folder if split is None else f"{folder}:{split}")
+
+
+def _valid_text(path: str) -> str:
+    # JSON, CSV and Parquet hold valid text only, file names any bytes
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _header_size(file: str | io.BytesIO) -> tuple[int, int]:
