@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -220,6 +221,20 @@ def test_an_interrupted_run_goes_on(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(HawkeyeScorer, "score_sources", goes_on)
     assert run(*options, "--out", broken).exit_code == 0
     assert broken.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_file_of_one(prepared, tmp_path):
+    options = ["evaluate", "--data", str(prepared), "--draws", "5", "--max-new-tokens", "24", "--batch-size", "4"]
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    assert run(*options[1:], "--out", one).exit_code == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "-m", "q_hawkeye_trl", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*command, "--out", str(two)], capture_output=True, text=True, env=environment, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert two.read_bytes() == one.read_bytes()
+    assert done.stdout.count("wrote") == 1
 
 
 def test_an_unreadable_image_is_reported_and_the_rest_goes_on(tmp_path):
