@@ -191,6 +191,26 @@ def test_training_is_the_same_with_and_without(tmp_path, images):
     assert rewards[0] == rewards[1]
 
 
+def test_metrics_of_training_wait_for_their_own_log(tmp_path, images, monkeypatch):
+    """An evaluation between two logs neither takes the rewards of the steps before it nor loses them."""
+    script_figures(monkeypatch, [0.1, 0.2])
+    trainer = demo_trainer(
+        tmp_path, eval_dataset=images, validation=Validation(), **STEPS | {"max_steps": 2}, logging_steps=2
+    )
+    rewards = []
+    plain = trainer._add_metrics
+    monkeypatch.setattr(
+        trainer, "_add_metrics", lambda mode, new: (rewards.append((mode, new.get("scores/spread"))), plain(mode, new))
+    )
+    trainer.train()
+    for line in evaluations(trainer):
+        assert not {"reward", "scores/spread"} & line.keys()
+    (line,) = [line for line in trainer.state.log_history if "loss" in line]
+    spreads = [value for mode, value in rewards if mode == "train" and value is not None]
+    assert len(spreads) == 2
+    assert line["scores/spread"] == pytest.approx(sum(spreads) / 2)
+
+
 def test_gradient_checkpointing_is_on_again_afterwards(tmp_path, images):
     options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
     trainer = demo_trainer(tmp_path, max_steps=1, **options)
