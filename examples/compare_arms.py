@@ -63,7 +63,8 @@ def run_arm(arm: str, seed: int, args: argparse.Namespace, seen: Path, unseen: P
     folder = args.output_dir / arm / f"seed-{seed}"
     result = folder / "arm.json"
     if not result.is_file():
-        options = ["--data_dir", str(seen), "--output_dir", str(folder), "--seed", str(seed), *ARMS[arm], *passed_on]
+        options = ["--data_dir", str(seen), "--output_dir", str(folder), "--seed", str(seed), *ARMS[arm]]
+        options += ["--validate", "false", *passed_on]  # the last model of each arm, not the best of several
         if folder.exists():  # cut off before its end: begun again, the old one kept
             folder.rename(unused_name(folder))
         log = args.output_dir / f"{arm}-{seed}.log"

@@ -311,8 +311,6 @@ def report(
     """Writes `summary.json`, the curves and the model's card, and prints the table."""
     args, state = trainer.args, trainer.state
     folder, images = Path(args.output_dir), len(parts[-1][2])
-    lines = read_metrics(folder / METRICS_FILE)
-    validation = [line for line in lines if f"eval_{BEST_METRIC}" in line]
     best = None
     if args.load_best_model_at_end and state.best_model_checkpoint is not None:
         best = {"step": state.best_global_step, "name": args.metric_for_best_model, "value": state.best_metric}
@@ -328,42 +326,8 @@ def report(
         "versions": {name: version(name) for name in packages},
     }
     write_json(folder / "summary.json", summary)
-    plot_curves(lines, folder / "curves.png", title=folder.name)
-    policy = trainer.model.config._name_or_path
-    if model_args.model_name_or_path is not None and Path(model_args.model_name_or_path).exists():
-        model_args.model_name_or_path = None  # a folder of this machine is no recipe
-    write_model_card(
-        folder,
-        name=folder.name,
-        method={"name": trainer._name, **trainer._paper},
-        base_model=None if not policy or Path(policy).exists() else policy,
-        tags=trainer._tag_names,
-        data={
-            "source": script_args.dataset
-            or script_args.data_dir
-            or "The project's synthetic set in KonIQ-10k's layout",
-            "score_min": args.score_min,
-            "score_max": args.score_max,
-            "mos_scale": script_args.mos_scale if script_args.dataset is None else None,
-            "parts": [data_part(use, split, rows["mos"]) for use, split, rows in parts if rows is not None],
-        },
-        recipe=recipe_of(
-            args,
-            **recipe_of(model_args),
-            rewards=script_args.rewards,
-            reward_parameters=script_args.reward_parameters,
-            max_pixels=script_args.max_pixels,
-        ),
-        before=measured.before,
-        after=measured.after,
-        validation=validation,
-        best=best,
-        steps=state.global_step,
-        seed=args.seed,
-        seconds=seconds,
-        resumed=resumed,
-        versions=summary["versions"],
-    )
+    plot_curves(read_metrics(folder / METRICS_FILE), folder / "curves.png", title=folder.name)
+    write_card(script_args, model_args, trainer, parts, summary, resumed=resumed)
     print(f"\n{before_after_table(measured.before, measured.after, images)}\n")
     if best is not None:
         print(f"The checkpoint of step {best['step']} is the best one by {best['name']}: {best['value']:.3f}.")
@@ -371,6 +335,48 @@ def report(
     print(f"  summary.json   these figures\n  {METRICS_FILE}  every log\n  curves.png     the learning curves")
     print(f"  {CARD_FILE}      the model's card: data, recipe, versions, evaluation")
     print("  model.safetensors, config.json and the processor: load the folder with from_pretrained")
+
+
+def write_card(
+    script_args: ScriptArguments,
+    model_args: ModelConfig,
+    trainer: HawkeyeGRPOTrainer,
+    parts: list[tuple[str, str, Dataset | None]],
+    summary: dict,
+    *,
+    resumed: bool,
+) -> None:
+    """Writes the model's card from what the run knows."""
+    args, policy = trainer.args, trainer.model.config._name_or_path
+    folder = Path(args.output_dir)
+    model = recipe_of(model_args)
+    if Path(model.get("model_name_or_path", ".")).exists():
+        model.pop("model_name_or_path", None)  # a folder of this machine is no recipe
+    write_model_card(
+        folder,
+        name=folder.name,
+        method={"name": trainer._name, **trainer._paper},
+        base_model=None if not policy or Path(policy).exists() else policy,
+        tags=trainer._tag_names,
+        data={
+            "source": source_of(script_args),
+            "score_min": args.score_min,
+            "score_max": args.score_max,
+            "mos_scale": script_args.mos_scale if script_args.dataset is None else None,
+            "parts": [data_part(use, split, rows["mos"]) for use, split, rows in parts if rows is not None],
+        },
+        recipe=recipe_of(
+            args,
+            **model,
+            rewards=script_args.rewards,
+            reward_parameters=script_args.reward_parameters,
+            max_pixels=script_args.max_pixels,
+        ),
+        validation=[line for line in read_metrics(folder / METRICS_FILE) if f"eval_{BEST_METRIC}" in line],
+        steps=trainer.state.global_step,
+        resumed=resumed,
+        **{key: summary[key] for key in ("before", "after", "best", "seed", "seconds", "versions")},
+    )
 
 
 def source_of(script_args: ScriptArguments) -> str:
