@@ -14,6 +14,7 @@ from q_hawkeye_trl.evaluation.intervals import (
     resamples,
     units_of,
 )
+from q_hawkeye_trl.evaluation.logistic import Logistic, plcc_fitted
 from q_hawkeye_trl.evaluation.metrics import krcc, mae, plcc, rmse, srcc
 
 NAN = math.nan
@@ -159,23 +160,28 @@ def quick_srcc(a, b):
     return quick_plcc(stats.rankdata(a), stats.rankdata(b))
 
 
+def fitted(scores, mos):
+    return plcc_fitted(scores, mos, Logistic(5.3, 0.9, 3.0, 1.26))  # near every sample's curve
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("measure", "interval"),
     [
         (quick_plcc, correlation_interval),
+        (fitted, correlation_interval),
         (quick_srcc, correlation_interval),
         (krcc, correlation_interval),
         (rmse, error_interval),
         (mae, error_interval),
     ],
-    ids=["plcc", "srcc", "krcc", "rmse", "mae"],
+    ids=["plcc", "plcc_fitted", "srcc", "krcc", "rmse", "mae"],
 )
 def test_coverage_without_groups(measure, interval, record_property):
-    large = rated(np.random.default_rng(1), 30_000 if measure is krcc else 1_000_000)
-    truth = measure(*large)
-    rng = np.random.default_rng(2)
-    count = sum(holds(measure, interval, truth, *rated(rng, 300), None, 200) for _ in range(1000))
+    slow = measure in (krcc, fitted)
+    truth = measure(*rated(np.random.default_rng(1), 30_000 if measure is krcc else 300_000))
+    rng, draws = np.random.default_rng(2), 100 if slow else 200
+    count = sum(holds(measure, interval, truth, *rated(rng, 300), None, draws) for _ in range(1000))
     print(f"coverage of the 95% interval, n = 300: {count / 1000:.3f}")
     record_property("coverage", count / 1000)
     assert 930 <= count <= 970
