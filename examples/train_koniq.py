@@ -347,16 +347,18 @@ def write_card(
     resumed: bool,
 ) -> None:
     """Writes the model's card from what the run knows."""
-    args, policy = trainer.args, trainer.model.config._name_or_path
-    folder = Path(args.output_dir)
+    args, folder = trainer.args, Path(trainer.args.output_dir)
     model = recipe_of(model_args)
-    if Path(model.get("model_name_or_path", ".")).exists():
-        model.pop("model_name_or_path", None)  # a folder of this machine is no recipe
+    base_model = model.get("model_name_or_path")
+    start = "the project's bundled toy policy" if base_model is None else base_model
+    if base_model is not None and Path(base_model).exists():  # a folder of this machine is no recipe
+        start, base_model = f"a local model, folder {Path(model.pop('model_name_or_path')).name}", None
     write_model_card(
         folder,
         name=folder.name,
         method={"name": trainer._name, **trainer._paper},
-        base_model=None if not policy or Path(policy).exists() else policy,
+        start=start,
+        base_model=base_model,
         tags=trainer._tag_names,
         data={
             "source": source_of(script_args),

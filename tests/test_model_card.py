@@ -20,6 +20,7 @@ def write(folder, **changes):
     options = {
         "name": "koniq-7b",
         "method": METHOD,
+        "start": "Qwen/Qwen2.5-VL-7B-Instruct",
         "base_model": "Qwen/Qwen2.5-VL-7B-Instruct",
         "tags": ["trl", "grpo", "q-hawkeye"],
         "data": {
@@ -59,6 +60,7 @@ def test_what_stands_in_the_card(tmp_path):
     text = write(tmp_path).read_text()
     for expected in (
         "# Model card for koniq-7b",
+        "It started from Qwen/Qwen2.5-VL-7B-Instruct, and was trained",
         "| SRCC, greedy | 0.612 | 0.812 |",
         "| PLCC, sampled | 0.500 | – |",
         "| 10 | 0.700 |",
@@ -86,7 +88,6 @@ def test_what_is_not_known_is_left_out(tmp_path):
     assert "| SRCC, greedy | – | – |" in text
     assert "best one" not in text
     assert "On the validation images" not in text
-    assert "fine-tuned version" not in text
     assert "since the last start" in text
     front = yaml.safe_load(text.split("---\n")[1])
     assert "model-index" not in front
@@ -96,7 +97,7 @@ def test_what_is_not_known_is_left_out(tmp_path):
 
 def test_names_from_outside_stay_text(tmp_path):
     name = "<script>x</script>|`a`: [b](c) # d"
-    text = write(tmp_path, name=name, base_model=name).read_text()
+    text = write(tmp_path, name=name, start=name).read_text()
     assert "<script>" not in text.split("---\n", 2)[2]
     assert yaml.safe_load(text.split("---\n")[1])["model-index"][0]["name"] == name
 
@@ -130,7 +131,8 @@ def test_the_recipe_holds_what_differs_and_no_secret_or_folder(tmp_path):
     differing = [
         field.name for field in dataclasses.fields(config) if getattr(again, field.name) != getattr(config, field.name)
     ]
-    assert set(differing) <= {"hub_token", "report_to", "logging_dir", "run_name"}
+    assert set(differing) <= {"hub_token", "report_to", "logging_dir", "run_name", "disable_tqdm"}
+    assert not any(value in ([], {}) for value in recipe.values())
 
 
 @pytest.mark.parametrize("values", [[2.0], [1.0, 5.0, 3.0]])

@@ -18,8 +18,13 @@ from .reporting import FIGURES
 CARD_FILE = "README.md"
 TAGS = ("generated_from_trainer", "image-quality-assessment")
 
-# Places of one machine, what is nobody's business, and what TRL derives from other settings.
+# Places of one machine, what is nobody's business, and what TRL and transformers derive from other settings.
 _LEFT_OUT = {
+    "do_eval",
+    "disable_tqdm",
+    "ddp_find_unused_parameters",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
     "output_dir",
     "logging_dir",
     "run_name",
@@ -77,7 +82,7 @@ def recipe_of(args: Any, **further: Any) -> dict[str, Any]:
             continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         value, default = (v.value if isinstance(v, Enum) else v for v in (getattr(args, field.name), default))
-        if value != default and isinstance(value, bool | int | float | str | list | dict):
+        if value not in (default, [], {}) and isinstance(value, bool | int | float | str | list | dict):
             recipe[field.name] = value
     return recipe
 
@@ -87,6 +92,7 @@ def write_model_card(
     *,
     name: str,
     method: Mapping[str, str],
+    start: str,
     base_model: str | None,
     tags: Sequence[str],
     data: Mapping[str, Any],
@@ -111,8 +117,10 @@ def write_model_card(
             Name of the model.
         method (`Mapping[str, str]`):
             `name`, `title`, `id` (arXiv) and `citation` (BibTeX) of the method.
+        start (`str`):
+            What was trained, in words.
         base_model (`str`, *optional*):
-            Name on the Hub of what was trained; `None` for a local folder.
+            Its name on the Hub; `None` for a local folder.
         tags (`Sequence[str]`):
             Tags of the trainer.
         data (`Mapping`):
@@ -148,7 +156,7 @@ def write_model_card(
         front_matter=_front_matter(name, base_model, [*TAGS, *tags], data, after),
         name=name,
         method=method,
-        base_model=base_model,
+        start=start,
         figures=FIGURES,
         held_out=evaluation,
         data=data,
