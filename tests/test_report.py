@@ -92,7 +92,7 @@ def test_warnings():
     (result,) = evaluate_sets([rated(out_of_range=2, group=tuple(str(i // 5) for i in range(60)))], **FAST)
     text = " ".join(result.warnings)
     assert "5.0% of the images have no score" in text
-    assert "2 scores lay outside of the scale" in text
+    assert "2 scores lie outside of the scale" in text
     assert "12 references" in text
     mos = np.linspace(1.5, 4.5, 30)
     (result,) = evaluate_sets([table_of(6 - mos, mos)], **FAST)

@@ -75,15 +75,31 @@ def test_other_scales_are_mapped_onto_1_to_5(tmp_path):
     assert table.spread.tolist() == pytest.approx([0.4, 1.0, 0.0])
 
 
-def test_few_scores_out_of_range_are_clamped_and_counted_many_are_refused(tmp_path):
+def test_scores_out_of_range_stay_and_are_counted(tmp_path):
     rows = [{"image_id": f"{i:02}", "score": 3, "mos": 3} for i in range(20)]
-    rows[3]["score"], rows[7]["score"] = 2340, -1e308
+    rows[3]["score"], rows[7]["score"] = 5.5, -40
     (table,) = read_tables(write(tmp_path / "set.csv", rows))
     assert table.out_of_range == 2
-    assert (table.score[3], table.score[7]) == (5, 1)
-    rows[8]["score"] = 77
-    with pytest.raises(ValueError, match=r"3 of 20 scores lie outside \[1, 5\].*--score-range"):
+    assert (table.score[3], table.score[7]) == (5.5, -40)
+    for row in rows[8:17]:
+        row["score"] = 77
+    with pytest.raises(ValueError, match=r"11 of 20 scores lie outside \[1, 5\].*--score-range"):
         read_tables(write(tmp_path / "set.csv", rows))
+
+
+@pytest.mark.parametrize("absurd", ["1e308", "-1e308", "123456789"])
+def test_absurd_numbers_are_no_scores(tmp_path, absurd):
+    path = tmp_path / "set.csv"
+    path.write_text(f"image_id,score,mos\na,{absurd},3\nb,2,4\n")
+    (table,) = read_tables(path)
+    np.testing.assert_array_equal(table.score, [math.nan, 2])
+    assert table.out_of_range == 0
+
+
+def test_rounding_at_the_ends_is_no_error(tmp_path):
+    rows = [{"image_id": i, "score": 3, "mos": mos} for i, mos in enumerate((0.1 + 0.2, 0.3, 0.0))]
+    (table,) = read_tables(write(tmp_path / "set.csv", rows), mos_range=(0, 0.3))
+    assert table.mos.tolist() == [5, 5, 1]
 
 
 def test_raw_labels_and_their_direction(tmp_path):

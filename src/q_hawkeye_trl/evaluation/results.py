@@ -174,7 +174,7 @@ def _warnings(table: ScoreTable, figures: dict, preset: Preset | None) -> list[s
             "with failures."
         )
     if table.out_of_range:
-        warnings.append(f"{table.out_of_range} scores lay outside of the scale and count as its nearer end.")
+        warnings.append(f"{table.out_of_range} scores lie outside of the scale; they count as they are.")
     if figures["logistic"] is not None and not figures["logistic"]["rises"]:
         warnings.append("The fitted curve falls: higher scores go with lower MOS, which the fitted PLCC hides.")
     if figures["resampled"] == "group" and figures["units"] < 40:

@@ -14,8 +14,11 @@ import numpy as np
 SCALE = (1.0, 5.0)
 """Scale of the scores, of the MOS and of the errors."""
 
-OUT_OF_RANGE_SHARE = 0.1
-"""Largest share of scores outside of their range; above it the range must be wrong, and nothing is clamped."""
+OUT_OF_RANGE_SHARE = 0.5
+"""Largest share of scores outside of their range; above it the range must be wrong."""
+
+ABSURD = 1e6
+"""Size, in points of the scale, from which a number is no score: a single one would own RMSE and PLCC."""
 
 _TEXTS = ("group", "distortion", "image", "answer", "error")
 
@@ -31,7 +34,7 @@ class ScoreTable:
         image_id (`tuple[str, ...]`):
             Names of the images, each once.
         score (`np.ndarray` of shape `(N,)`):
-            Scores in [1, 5], `nan` where no score could be read.
+            Scores on the scale of 1 to 5, `nan` where no score could be read. Those beyond its ends stay as they are.
         mos (`np.ndarray` of shape `(N,)`):
             Mean opinion scores in [1, 5], higher is better.
         mos_raw (`np.ndarray` of shape `(N,)`, *optional*):
@@ -44,7 +47,7 @@ class ScoreTable:
             Kind of distortion, path of the picture, what the model wrote, why an image has no score; empty where
             unknown.
         out_of_range (`int`):
-            Scores that lay outside of their range and were set to its nearer end.
+            Scores beyond the ends of the scale.
     """
 
     name: str
@@ -86,9 +89,9 @@ def read_tables(
 
     Args:
         path (`str` or `os.PathLike`):
-            `.csv`, `.jsonl` or `.ndjson` file with the columns `image_id`, `score` (empty, null or not finite where no
-            score could be read) and `mos`; optionally `spread`, `group`, `distortion`, `mos_raw`, `mos_direction`,
-            `image`, `answer`, `error`, and `dataset`, by which the file is cut into several sets.
+            `.csv`, `.jsonl` or `.ndjson` file with the columns `image_id`, `score` (empty, null, not finite or beyond
+            `ABSURD` where there is none) and `mos`; optionally `spread`, `group`, `distortion`, `mos_raw`,
+            `mos_direction`, `image`, `answer`, `error`, and `dataset`, by which the file is cut into several sets.
         score_range (`tuple[float, float]`, *optional*, defaults to `(1, 5)`):
             Worst and best score of the scale in the file; mapped linearly onto [1, 5].
         mos_range (`tuple[float, float]`, *optional*, defaults to `(1, 5)`):
@@ -139,13 +142,20 @@ def build_table(
         if str(row["image_id"]) == str(again["image_id"]):
             raise ValueError(f"{where}: image_id {row['image_id']!r} already stands in {earlier}; keep one of them.")
     score = _column(rows, "score", optional=True)
-    score, out_of_range = _onto_scale(name, "score", score, score_range)
-    mos = _column(rows, "mos", optional=False)
-    mos, outside = _onto_scale(name, "mos", mos, mos_range)
-    if outside:
+    score = _onto_scale("score", score, score_range)
+    score = np.where(np.abs(score) > ABSURD, np.nan, score)
+    out_of_range = _outside(score)
+    if out_of_range > OUT_OF_RANGE_SHARE * len(score):
         raise ValueError(
-            f"{name}: {outside} of {len(mos)} values of `mos` lie outside [{mos_range[0]:g}, {mos_range[1]:g}]; name "
-            "the scale of the file by --mos-range WORST BEST (a MOS is never clamped)."
+            f"{name}: {out_of_range} of {len(score)} scores lie outside [{min(score_range):g}, {max(score_range):g}]; "
+            "name their scale by --score-range WORST BEST."
+        )
+    mos = _column(rows, "mos", optional=False)
+    mos = _onto_scale("mos", mos, mos_range)
+    if _outside(mos):
+        raise ValueError(
+            f"{name}: {_outside(mos)} of {len(mos)} values of `mos` lie outside "
+            f"[{min(mos_range):g}, {max(mos_range):g}]; name their scale by --mos-range WORST BEST (a MOS is never clamped)."
         )
     texts = {column: _texts(rows, column) for column in _TEXTS}
     group = texts["group"]
@@ -156,7 +166,7 @@ def build_table(
         name=name,
         image_id=tuple(_text(row["image_id"]) for _, row in rows),
         score=score,
-        mos=mos,
+        mos=np.clip(mos, *SCALE),  # what rounding left beyond the ends
         mos_raw=_raw(rows),
         spread=_spread(rows, score_range),
         out_of_range=out_of_range,
@@ -207,21 +217,19 @@ def _column(rows: Sequence[tuple[str, Mapping]], column: str, optional: bool) ->
     return np.array([_number(row[column], where, column, optional) for where, row in rows])
 
 
-def _onto_scale(name: str, column: str, values: np.ndarray, ends: tuple[float, float]) -> tuple[np.ndarray, int]:
-    """Maps `ends` onto [1, 5]; what lies outside is set to the nearer end and counted."""
+def _onto_scale(column: str, values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    """Maps a scale, worst end first, onto [1, 5]."""
     worst, best = ends
     if not (math.isfinite(worst) and math.isfinite(best)) or worst == best:
         raise ValueError(f"The range of `{column}` needs two different numbers, worst and best, got {worst}, {best}.")
-    known = ~np.isnan(values)
-    outside = known & ((values < min(ends)) | (values > max(ends)))
-    if column == "score" and outside.sum() > OUT_OF_RANGE_SHARE * max(known.sum(), 10):
-        raise ValueError(
-            f"{name}: {outside.sum()} of {known.sum()} scores lie outside [{min(ends):g}, {max(ends):g}]; name the "
-            "scale of the scores by --score-range WORST BEST."
-        )
     low, high = SCALE
-    mapped = values if ends == SCALE else low + (high - low) * ((values - worst) / (best - worst))
-    return np.clip(mapped, low, high), int(outside.sum())
+    with np.errstate(over="ignore"):  # 1e308 is caught afterwards
+        return values if ends == SCALE else low + (high - low) * ((values - worst) / (best - worst))
+
+
+def _outside(values: np.ndarray) -> int:
+    low, high = SCALE
+    return int(((values < low - 1e-9) | (values > high + 1e-9)).sum())
 
 
 def _spread(rows: Sequence[tuple[str, Mapping]], score_range: tuple[float, float]) -> np.ndarray | None:

@@ -39,7 +39,8 @@ def scatter(result: SetResult) -> str:
             curve = Logistic(*(fitted[name] for name in Logistic._fields))
             scores = np.linspace(table.score[known].min(), table.score[known].max(), 200)
             axes.plot(scores, curve(scores), color=_LINE, linewidth=1.8, label="fitted logistic")
-        axes.set(xlabel="score", ylabel="MOS", xlim=(0.9, 5.1), ylim=(0.9, 5.1), xticks=_TICKS, yticks=_TICKS)
+        ends = (min(0.9, table.score[known].min() - 0.1), max(5.1, table.score[known].max() + 0.1))
+        axes.set(xlabel="score", ylabel="MOS", xlim=ends, ylim=(0.9, 5.1), yticks=_TICKS)
         axes.legend(loc="upper left", fontsize=8, frameon=False)
 
     return _svg(draw)
