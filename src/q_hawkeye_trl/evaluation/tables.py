@@ -155,7 +155,8 @@ def build_table(
     if _outside(mos):
         raise ValueError(
             f"{name}: {_outside(mos)} of {len(mos)} values of `mos` lie outside "
-            f"[{min(mos_range):g}, {max(mos_range):g}]; name their scale by --mos-range WORST BEST (a MOS is never clamped)."
+            f"[{min(mos_range):g}, {max(mos_range):g}]; name their scale by --mos-range WORST BEST (a MOS is never "
+            "clamped)."
         )
     texts = {column: _texts(rows, column) for column in _TEXTS}
     group = texts["group"]
