@@ -102,7 +102,8 @@ def speed(files: list[Path], rollouts: int, device: str, max_pixels: int | None 
         print(f"{scorer.answer_batch.decoded_again} rows decoded again alone: {name}")
     greedy, many = ours
     same = sum(
-        [each.score] == scores for each, scores in zip(results[greedy], results["greedy, plain loop"], strict=True)
+        list(each.rollouts) == scores
+        for each, scores in zip(results[greedy], results["greedy, plain loop"], strict=True)
     )
     figures = {f"{name}, images/s": 1 / value for name, value in seconds.items()}
     for name in plain:
@@ -112,12 +113,15 @@ def speed(files: list[Path], rollouts: int, device: str, max_pixels: int | None 
 
 
 def peak_memory(folder: Path, out: Path) -> float:
-    """Runs `q-hawkeye score` on a folder in a process of its own; returns its largest resident size in MiB."""
+    """
+    Runs `q-hawkeye score` on a folder in a process of its own; returns its largest resident size in MiB. (Not
+    `ru_maxrss`: that starts from the size of the parent.)
+    """
     code = (
-        "import resource, sys\n"
+        "import re, sys\n"
         "from q_hawkeye_trl.cli import app\n"
         "app(sys.argv[1:], standalone_mode=False)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read()).group(1))\n"
     )
     arguments = ["score", str(folder), "--out", str(out), "--html", str(out.with_suffix(".html"))]
     arguments += ["--max-new-tokens", str(LONGEST)]
@@ -128,7 +132,7 @@ def peak_memory(folder: Path, out: Path) -> float:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    return float(process.stdout.splitlines()[-1])
+    return int(process.stdout.splitlines()[-1]) / 1024
 
 
 def memory(files: list[Path], counts: tuple[int, ...], folder: Path) -> dict[str, float]:

@@ -65,6 +65,23 @@ def test_seeds_and_rollouts_differ_and_equal_pixels_agree(policy, images):
     assert len(set(first[0])) > 1
 
 
+def test_every_image_has_draws_of_its_own(policy, images):
+    seeds = [TransformersAnswers(*policy, rollouts=3, seed=seed)._seeds(image) for seed in (0, 1) for image in images]
+    assert len(np.unique(np.concatenate(seeds))) == 2 * 3 * len(images)
+
+
+def test_a_model_in_training_stays_in_training(images):
+    model, processor = tiny_policy()
+    expected = TransformersAnswers(model, processor, max_new_tokens=8)(images[:2])
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) or hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.9  # acts in training mode
+    assert TransformersAnswers(model, processor, max_new_tokens=8)(images[:2]) == expected
+    assert model.training
+    assert model.lm_head.training
+
+
 def test_the_number_of_threads_does_not_matter(policy, images):
     answers = TransformersAnswers(*policy, max_new_tokens=32)
     threads = torch.get_num_threads()

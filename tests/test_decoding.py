@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from q_hawkeye_trl.scoring.answers import TransformersAnswers
-from q_hawkeye_trl.scoring.decoding import BROKEN, _drawn, _likeliest, decode
+from q_hawkeye_trl.scoring.decoding import BROKEN, _drawn, _likeliest, _uniforms, decode
 from q_hawkeye_trl.scoring.policy import end_tokens
 from tiny_models import FAMILIES, tiny_policy
 
@@ -59,13 +59,13 @@ def test_greedy_tokens_are_those_of_generate(family):
 def test_rollouts_share_one_prompt_and_equal_rows_that_ran_alone(family):
     answers = answers_of(family)
     images, rollouts = pictures(3), 4
-    uniforms = np.random.default_rng(1).random((len(images) * rollouts, LENGTH))
+    seeds = np.random.default_rng(1).integers(-(2**63), 2**63, len(images) * rollouts)
     options = {"max_new_tokens": LENGTH, "end_tokens": answers.ends}
     inputs = answers._inputs(images)
-    together = decode(answers.model, inputs, rollouts=rollouts, uniforms=uniforms, **options)
-    for row in range(len(uniforms)):
+    together = decode(answers.model, inputs, rollouts=rollouts, seeds=seeds, **options)
+    for row in range(len(seeds)):
         own = answers._inputs([images[row // rollouts]])
-        alone = decode(answers.model, own, uniforms=uniforms[row : row + 1], **options)
+        alone = decode(answers.model, own, seeds=seeds[row : row + 1], **options)
         assert alone.tokens[0] == together.tokens[row]
         assert alone.margins[0] == pytest.approx(together.margins[row], abs=1e-4)
     assert len({tuple(tokens) for tokens in together.tokens}) > 3
@@ -87,7 +87,7 @@ def test_the_vision_tower_runs_once_for_all_rollouts():
         max_new_tokens=4,
         end_tokens={-7},
         rollouts=8,
-        uniforms=np.random.default_rng(0).random((16, 4)),
+        seeds=np.arange(16),
     )
     assert patches == [len(inputs["pixel_values"])]
     assert prompts == [(2, inputs["input_ids"].shape[1]), (16, 1), (16, 1), (16, 1)]
@@ -124,36 +124,66 @@ def test_the_models_own_generation_settings_do_not_act():
     assert plain(pictures(3)) == penalized(pictures(3))
 
 
-def test_a_draw_is_where_the_cumulated_probability_passes_the_number():
-    logits = torch.tensor([[0.3, -1.0, 2.0, 0.5]])
-    weights = [math.exp(value) for value in logits[0].tolist()]
-    edges = np.cumsum(weights) / sum(weights)
-    for number in np.linspace(0, 0.999, 37):
-        expected = next(token for token, edge in enumerate(edges) if number < edge)
-        chosen, margins = _drawn(logits, torch.tensor([number], dtype=torch.float64))
-        assert chosen.item() == expected
-        assert margins.item() >= 0
+def splitmix64(seed: int, count: int) -> list[int]:
+    """The published generator, in plain integers."""
+    values, mask = [], 2**64 - 1
+    for _ in range(count):
+        seed = (seed + 0x9E3779B97F4A7C15) & mask
+        value = seed
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+        values.append(value ^ (value >> 31))
+    return values
+
+
+def test_the_random_numbers_are_splitmix64s():
+    assert splitmix64(1234567, 3) == [6457827717110365317, 3203168211198807973, 9817491932198370423]  # published
+    for seed in (0, 1, -1, 2**63 - 1, -(2**63)):
+        for step in (0, 1, 9):
+            # its own first output, at the seed's place in the steps, starts the stream of the row and step
+            start = splitmix64((seed + (step - 1) * 0x9E3779B97F4A7C15) % 2**64, 1)[0]
+            expected = [((value >> 11) + 0.5) / 2**53 for value in splitmix64(start, 5)]
+            assert _uniforms(torch.tensor([seed]), step, 5)[0].tolist() == expected
+
+
+def test_the_random_numbers_are_uniform_and_of_no_batch():
+    seeds = torch.arange(200)
+    numbers = _uniforms(seeds, 3, 500)
+    assert 0 < numbers.min() < 1e-4
+    assert 1 - 1e-4 < numbers.max() < 1
+    shares = torch.histc(numbers, bins=20, min=0, max=1) / numbers.numel()
+    assert (shares - 0.05).abs().max() < 0.003  # four standard deviations
+    assert torch.equal(_uniforms(seeds[17:18], 3, 500)[0], numbers[17])
+    neighbours = torch.corrcoef(torch.stack([numbers[:-1].flatten(), numbers[1:].flatten()]))[0, 1]
+    steps = torch.corrcoef(torch.stack([numbers.flatten(), _uniforms(seeds, 4, 500).flatten()]))[0, 1]
+    assert max(abs(neighbours), abs(steps)) < 0.013
 
 
 def test_draws_have_the_models_distribution():
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)) * 2
-    numbers = torch.from_numpy(np.random.default_rng(0).random(40_000))
-    chosen, _ = _drawn(logits.expand(len(numbers), -1), numbers)
-    shares = torch.bincount(chosen, minlength=12) / len(numbers)
+    chosen, _ = _drawn(logits.expand(40_000, -1), torch.arange(40_000), 2)
+    shares = torch.bincount(chosen, minlength=12) / 40_000
     assert (shares - logits.softmax(-1)[0]).abs().max() < 0.01  # four standard deviations
 
 
-@pytest.mark.parametrize("number", [0.0, 0.1, 0.5, 0.77, 0.999, 1 - 2**-53])
-def test_a_margin_is_a_move_that_changes_nothing(number):
+def test_draws_seldom_hang_on_little():
+    # 5,000 tokens of like probability: a number on the cumulated ones would be within 1e-4 of an edge nearly always
+    logits = torch.zeros(500, 5_000)
+    _, margins = _drawn(logits, torch.arange(500), 0)
+    assert (margins < 1e-4).sum() <= 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_margin_is_a_move_that_changes_nothing(seed):
     generator = torch.Generator().manual_seed(3)
-    numbers = torch.tensor([number], dtype=torch.float64)
+    seeds = torch.tensor([seed])
     for _ in range(50):
         logits = torch.randn(1, 9, generator=generator) * 3
-        for choose in (_likeliest, lambda values: _drawn(values, numbers)):
+        for choose in (_likeliest, lambda values: _drawn(values, seeds, 1)):
             chosen, margins = choose(logits)
-            moved = min(margins.item(), 0.05) * 0.98  # the bound of a draw holds to first order
             signs = torch.randint(0, 2, logits.shape, generator=generator) * 2 - 1
-            assert choose(logits + moved * signs)[0].item() == chosen.item()
+            moved = logits.double() + 0.999 * margins.item() * signs
+            assert choose(moved)[0].item() == chosen.item()
 
 
 def test_a_margin_is_no_more_than_needed():
@@ -167,7 +197,7 @@ def test_a_margin_is_no_more_than_needed():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_rows_with_broken_logits_say_so(value):
     logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, value, 2.0]])
-    for _, margins in (_likeliest(logits), _drawn(logits, torch.tensor([0.5, 0.5], dtype=torch.float64))):
+    for _, margins in (_likeliest(logits), _drawn(logits, torch.tensor([1, 2]), 0)):
         assert margins[0] > 0
         assert margins[1] == BROKEN
 
@@ -175,4 +205,4 @@ def test_rows_with_broken_logits_say_so(value):
 def test_suppressed_tokens_are_not_broken():
     logits = torch.tensor([[0.0, -math.inf, 2.0]])
     assert _likeliest(logits)[1].item() == 1.0
-    assert _drawn(logits, torch.tensor([0.05], dtype=torch.float64))[1].item() > 0
+    assert _drawn(logits, torch.tensor([5]), 0)[1].item() > 0

@@ -299,7 +299,33 @@ def test_scores_need_no_torch(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+BROWSER += ["--disable-background-networking", "--disable-component-update"]
 ATTACK = '"><img src=x onerror="document.title=1"><script>document.title=2</script><svg onload=document.title=3>'
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1300, 600])
+def test_headings_stand_above_their_columns(tmp_path, width):
+    from playwright.sync_api import sync_playwright
+
+    html = tmp_path / "out.html"
+    file = write_scores(tmp_path / "koniq10k.csv", distortion=("blur", "noise"))
+    assert run("--scores", file, "--compare", file, "--published", "--draws", 5, "--html", html).exit_code == 0
+    with sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=BROWSER)
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto(html.as_uri())
+        shown = page.locator("section:not(#images) tr").evaluate_all(
+            "rows => rows.map(row => [...row.children].filter(cell => cell.offsetWidth > 0).length)"
+        )
+        tables = page.locator("section:not(#images) table").evaluate_all(
+            "tables => tables.map(table => [...table.rows].map(row => row.cells.length))"
+        )
+        browser.close()
+    assert len(tables) == 5  # figures, quoted, spread, comparison, distortions
+    assert shown == [count for table in tables for count in table]
+    assert all(len(set(table)) == 1 for table in tables)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -327,11 +353,9 @@ def test_markup_never_runs_in_a_browser(tmp_path):
     other.write_text(path.read_text())
     html = tmp_path / "out.html"
     assert run("--scores", path, "--compare", other, "--draws", 5, "--html", html).exit_code == 0
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    arguments += ["--disable-background-networking", "--disable-component-update"]
     requests, dialogs = [], []
     with sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=BROWSER)
         page = browser.new_page()
         page.on("request", lambda request: requests.append(request.url))
         page.on("dialog", lambda dialog: dialogs.append(dialog.message))

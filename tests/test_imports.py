@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"__init__", "data", "demo", "evaluation", "files", "report", "scoring", "text"},
-    "__init__": {"trainer", "config", "text", "rewards"},
+    "__init__": {"trainer", "config", "text", "rewards", "scoring"},
     "model_card": {"files", "report", "reporting"},
     "report": {"data", "evaluation", "files", "scoring"},
     "trainer": {

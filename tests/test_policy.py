@@ -134,6 +134,30 @@ def test_missing_weights_are_an_error_and_not_random(tmp_path):
         load_policy(base)
 
 
+def test_an_adapter_that_does_not_fit_is_an_error_and_not_half_there(tmp_path):
+    base = save_policy("qwen2_5_vl", tmp_path / "base")
+    adapter("qwen2_5_vl", base, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    gone = next(iter(weights))
+    save_file({name: value for name, value in weights.items() if name != gone}, file)
+    with pytest.raises(ValueError, match="does not fit its base"):
+        load_policy(tmp_path / "adapter")
+    save_file({name: torch.zeros(3, 3) for name in weights}, file)
+    with pytest.raises(ValueError, match="can't be laid over"):
+        load_policy(tmp_path / "adapter")
+
+
+def test_damaged_files_are_named(tmp_path):
+    base = save_policy("qwen2_5_vl", tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(OSError, match=f"The model {base} can't be loaded"):
+        load_policy(base)
+    with pytest.raises(OSError, match="The model no-such-model can't be loaded"):
+        load_policy("no-such-model")
+
+
 def test_max_pixels_shrinks_what_the_model_sees(tmp_path):
     base = save_policy("qwen2_5_vl", tmp_path / "base")
     image = Image.new("RGB", (224, 224))

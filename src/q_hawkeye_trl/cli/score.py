@@ -36,6 +36,9 @@ def score(
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16 or float16. By default auto; float32 on the CPU.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="For example cpu or cuda:1. By default the accelerator, if there is one.")
+    ] = None,
     attn_implementation: Annotated[str | None, typer.Option(help="For example flash_attention_2.")] = None,
     backend: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
@@ -70,7 +73,7 @@ def score(
         "dtype": dtype,
         "backend": backend,
     }
-    processes, device = _processes()
+    processes, own_device = _processes()
     first = processes.number == 0
 
     def say(text: str) -> None:
@@ -95,7 +98,7 @@ def score(
                 policy,
                 batch_size=batch_size,
                 attn_implementation=attn_implementation,
-                device=device,
+                device=device or own_device,
                 trust_remote_code=trust_remote_code,
                 **asked,
             )

@@ -1,5 +1,6 @@
 """The answers of a policy to images, by transformers: the same for an image whatever the batch it comes in."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -40,7 +41,7 @@ class TransformersAnswers:
 
     Args:
         model (`PreTrainedModel`):
-            Policy, on its device; it is put into evaluation mode.
+            Policy, on its device. It answers in evaluation mode, and is then put back into the mode that it was in.
         processor (`ProcessorMixin`):
             Its processor.
         rollouts (`int`, *optional*):
@@ -64,7 +65,7 @@ class TransformersAnswers:
         max_new_tokens: int = 1024,
         prompt: str | None = None,
     ):
-        self.model, self.processor = model.eval(), processor
+        self.model, self.processor = model, processor
         self.rollouts, self.seed, self.max_new_tokens = rollouts, seed, max_new_tokens
         self.messages = quality_messages() if prompt is None else quality_messages(prompt)
         self.ends = end_tokens(model, processor)
@@ -98,27 +99,27 @@ class TransformersAnswers:
 
     def _answer(self, images: Sequence[Image.Image]) -> list[Answers]:
         count = self.rollouts or 1
-        uniforms = None
+        seeds = None
         if self.rollouts is not None:
-            uniforms = np.concatenate([self._uniforms(image) for image in images])
-        decoded = self._decode(images, count, uniforms)
+            seeds = np.concatenate([self._seeds(image) for image in images])
+        decoded = self._decode(images, count, seeds)
         answers: list[Answers] = []
         for number, image in enumerate(images):
             rows = range(number * count, (number + 1) * count)
             try:
-                tokens = [self._settled(decoded, row, image, uniforms) for row in rows]
+                tokens = [self._settled(decoded, row, image, seeds) for row in rows]
             except FloatingPointError as error:
                 answers.append(error)
             else:
                 answers.append(self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True))
         return answers
 
-    def _settled(self, decoded: Decoded, row: int, image: Image.Image, uniforms: np.ndarray | None) -> list[int]:
+    def _settled(self, decoded: Decoded, row: int, image: Image.Image, seeds: np.ndarray | None) -> list[int]:
         if decoded.margins[row] >= self.tolerance:
             return decoded.tokens[row]
         self.decoded_again += 1
         with _one_thread(self.model.device):
-            alone = self._decode([image], 1, None if uniforms is None else uniforms[row : row + 1])
+            alone = self._decode([image], 1, None if seeds is None else seeds[row : row + 1])
         if alone.margins[0] < 0:
             raise FloatingPointError(
                 "the model's logits are not finite (NaN or infinite): its weights are damaged, or the precision is "
@@ -126,16 +127,21 @@ class TransformersAnswers:
             )
         return alone.tokens[0]
 
-    def _decode(self, images: Sequence[Image.Image], rollouts: int, uniforms: np.ndarray | None) -> Decoded:
+    def _decode(self, images: Sequence[Image.Image], rollouts: int, seeds: np.ndarray | None) -> Decoded:
         inputs = self._inputs(images).to(self.model.device, dtype=self.model.dtype)
-        return decode(
-            self.model,
-            inputs,
-            max_new_tokens=self.max_new_tokens,
-            end_tokens=self.ends,
-            rollouts=rollouts,
-            uniforms=uniforms,
-        )
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return decode(
+                self.model,
+                inputs,
+                max_new_tokens=self.max_new_tokens,
+                end_tokens=self.ends,
+                rollouts=rollouts,
+                seeds=seeds,
+            )
+        finally:
+            self.model.train(was_training)
 
     def _inputs(self, images: Sequence[Image.Image]):
         # The images stand where TRL puts them in training.
@@ -152,14 +158,12 @@ class TransformersAnswers:
         except ValueError as error:
             raise ImageRefused(f"the model's processor refuses the image: {error}") from error
 
-    def _uniforms(self, image: Image.Image) -> np.ndarray:
-        # a generator a rollout: its numbers depend neither on K nor on the longest answer
-        words = [int(pixel_hash(image)[start : start + 8], 16) for start in range(0, 32, 8)]
-        draws = [
-            np.random.default_rng([self.seed, *words, number]).random(self.max_new_tokens)
-            for number in range(self.rollouts or 0)
-        ]
-        return np.stack(draws)
+    def _seeds(self, image: Image.Image) -> np.ndarray:
+        pixels = pixel_hash(image)
+        # one for each rollout, so that its draws don't depend on their number
+        names = [f"{self.seed}:{pixels}:{number}" for number in range(self.rollouts or 0)]
+        digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+        return np.array([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=np.int64)
 
 
 @contextmanager

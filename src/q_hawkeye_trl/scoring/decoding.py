@@ -41,7 +41,7 @@ class Decoded:
     margins: np.ndarray
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what a model caches would be of no use to a training that goes on
 def decode(
     model: PreTrainedModel,
     inputs: Mapping[str, torch.Tensor],
@@ -49,7 +49,7 @@ def decode(
     max_new_tokens: int,
     end_tokens: set[int],
     rollouts: int = 1,
-    uniforms: np.ndarray | None = None,
+    seeds: np.ndarray | None = None,
 ) -> Decoded:
     """
     Lets the model answer B prompts, each `rollouts` times.
@@ -65,9 +65,9 @@ def decode(
             Tokens that end an answer.
         rollouts (`int`, *optional*, defaults to `1`):
             Answers K to each prompt. R = B·K rows come out, those of a prompt one after another.
-        uniforms (`np.ndarray` of shape `(R, max_new_tokens)`, *optional*):
-            Numbers in [0, 1) that decide each token: the one at which the cumulated probability passes the number,
-            which samples at temperature 1 from the whole vocabulary. By default the likeliest token is taken.
+        seeds (`np.ndarray` of shape `(R,)`, *optional*):
+            int64. Each row is sampled at temperature 1 from the whole vocabulary, by its seed and its logits alone. By
+            default the likeliest token is taken.
 
     Returns:
         [`Decoded`]
@@ -86,9 +86,9 @@ def decode(
         mask = mask.repeat_interleave(rollouts, dim=0)
     rows = _Rows(len(mask), max_new_tokens, mask.device)
     ends = torch.tensor(sorted(end_tokens), device=mask.device)
-    draws = None if uniforms is None else torch.from_numpy(uniforms).to(mask.device)
+    drawn = None if seeds is None else torch.from_numpy(seeds).to(mask.device)
     for step in range(max_new_tokens):
-        chosen, margins = _likeliest(logits) if draws is None else _drawn(logits, draws[rows.active, step])
+        chosen, margins = _likeliest(logits) if drawn is None else _drawn(logits, drawn[rows.active], step)
         rows.add(step, chosen, margins, torch.isin(chosen, ends))
         if step + 1 == max_new_tokens or not rows.open.any():
             break
@@ -174,18 +174,50 @@ def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return best.indices[:, 0], _unless_broken(margins, best.values[:, 0])
 
 
-def _drawn(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    probabilities = logits.double().softmax(dim=-1)
-    cumulated = probabilities.cumsum(dim=-1)
-    cumulated = cumulated / cumulated[:, -1:]
-    chosen = torch.searchsorted(cumulated, uniforms[:, None], right=True).clamp(max=logits.shape[1] - 1)
-    upper = cumulated.gather(1, chosen)
-    lower = torch.where(chosen > 0, cumulated.gather(1, (chosen - 1).clamp(min=0)), 0.0)
-    edges = torch.cat([lower, upper], dim=1)
-    # logits that move by at most d move a cumulated probability F by at most 2d·F(1 - F), to first order
-    distances = (edges - uniforms[:, None]).abs() / (2 * edges * (1 - edges))
-    distances = distances.where((edges > 0) & (edges < 1), torch.inf)
-    return chosen.squeeze(1), _unless_broken(distances.min(dim=1).values, probabilities[:, 0])
+def _drawn(logits: torch.Tensor, seeds: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    # The likeliest token after Gumbel noise is a sample of the softmax. Unlike a number that falls on the cumulated
+    # probabilities, of which a large vocabulary has thousands close together, it is seldom decided by little.
+    uniforms = _uniforms(seeds, step, logits.shape[1])
+    return _likeliest(logits.double() - (-uniforms.log()).log())
+
+
+def _uniforms(seeds: torch.Tensor, step: int, count: int) -> torch.Tensor:
+    """
+    Draws numbers in (0, 1) that depend on the seed of the row, the step and the place alone, whatever the batch and
+    the device: splitmix64 (Steele, Lea and Flood 2014), one stream for each row and step.
+
+    Args:
+        seeds (`torch.Tensor` of shape `(R,)`):
+            int64.
+        step (`int`):
+            Number of the token.
+        count (`int`):
+            Numbers V for each row.
+
+    Returns:
+        `torch.Tensor` of shape `(R, V)`: float64.
+    """
+    streams = _mixed(seeds + _wrapped(step * _GOLDEN))
+    places = torch.arange(1, count + 1, device=seeds.device) * _GOLDEN
+    mantissas = _shifted(_mixed(streams[:, None] + places), 11)
+    return (mantissas.double() + 0.5) * 2.0**-53
+
+
+def _mixed(values: torch.Tensor) -> torch.Tensor:
+    values = (values ^ _shifted(values, 30)) * _wrapped(0xBF58476D1CE4E5B9)
+    values = (values ^ _shifted(values, 27)) * _wrapped(0x94D049BB133111EB)
+    return values ^ _shifted(values, 31)
+
+
+def _shifted(values: torch.Tensor, count: int) -> torch.Tensor:
+    return (values >> count) & ((1 << (64 - count)) - 1)  # int64 shifts its sign in
+
+
+def _wrapped(value: int) -> int:
+    return (value + 2**63) % 2**64 - 2**63
+
+
+_GOLDEN = _wrapped(0x9E3779B97F4A7C15)
 
 
 def _unless_broken(margins: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import find_adapter_config_file
 
@@ -46,7 +48,9 @@ def load_policy(
 
     Raises:
         `FileNotFoundError`: There is no such folder, or the adapter's base is not there.
-        `ValueError`: The files lack weights of the model (it would answer with random ones), or an unknown dtype.
+        `OSError`: The model can't be read.
+        `ValueError`: The files lack weights of the model (it would answer with random ones), the adapter does not fit
+        its base, or an unknown dtype.
     """
     name = _checked_name(model)
     if device is None:
@@ -61,7 +65,7 @@ def load_policy(
         base, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
     )
     if rank is not None:
-        loaded = PeftModel.from_pretrained(loaded, name)
+        loaded = _with_adapter(loaded, name, base)
     limits = {} if max_pixels is None else {"max_pixels": max_pixels}
     processor = AutoProcessor.from_pretrained(home, trust_remote_code=trust_remote_code, **limits)
     return loaded.to(device).eval(), processor
@@ -187,8 +191,26 @@ def _has_processor(name: str) -> bool:
     return any(os.path.isfile(os.path.join(name, file)) for file in files)
 
 
+def _with_adapter(base: PreTrainedModel, name: str, base_name: str) -> PeftModel:
+    try:
+        stored = set(load_peft_weights(name, device="cpu"))
+        model = PeftModel.from_pretrained(base, name)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"The adapter {name} can't be laid over {base_name} ({error}).") from error
+    differing = stored ^ set(get_peft_model_state_dict(model))
+    if differing:  # PEFT only warns, and the rest of the adapter would do nothing
+        raise ValueError(
+            f"The adapter {name} does not fit its base {base_name} ({', '.join(sorted(differing)[:3])}, …): name the "
+            "base that it was trained on in its adapter_config.json."
+        )
+    return model
+
+
 def _load_whole(name: str, **options) -> PreTrainedModel:
-    model, report = AutoModelForImageTextToText.from_pretrained(name, output_loading_info=True, **options)
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(name, output_loading_info=True, **options)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"The model {name} can't be loaded ({error}): name a folder, or one of the Hub.") from error
     lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if lacking:
         raise ValueError(

@@ -62,8 +62,8 @@ class HawkeyeScorer:
     Example:
 
     ```python
+    >>> from q_hawkeye_trl import HawkeyeScorer
     >>> from q_hawkeye_trl.demo.policy import demo_policy_path
-    >>> from q_hawkeye_trl.scoring.scorer import HawkeyeScorer
 
     >>> scorer = HawkeyeScorer(demo_policy_path(), rollouts=8)
     >>> scorer.score(["a.jpg", "b.png"])  # doctest: +SKIP
