@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..evaluation.presets import Preset
 from ..evaluation.results import SetResult
-from .wording import EXPLANATION, NAMES, interval, number, units, verdict
+from .wording import EXPLANATION, NAMES, QUOTED, interval, number, units, verdict
 
 
 def markdown_report(results: Sequence[SetResult], *, title: str, preset: Preset | None = None) -> str:
@@ -68,7 +68,7 @@ def _one_set(result: SetResult) -> list[str]:
             [f"*{escape(row.model)}*", number(row.plcc), number(row.srcc), escape(row.source)]
             for row in result.published
         ]
-        parts += ["Quoted, not measured here:", _table(["model", "PLCC", "SRCC", "source"], rows)]
+        parts += [f"{QUOTED}:", _table(["model", "PLCC", "SRCC", "source"], rows)]
     spread = figures["spread"]
     if spread is not None:
         shares = [f"{row['rejected']:.0%}" for row in spread["risk_coverage"]]

@@ -15,7 +15,7 @@ from ..evaluation.results import SetResult
 from ..scoring.gallery import GalleryRow, write_gallery
 from ..scoring.scored import ScoredImage
 from .plots import as_data_uri, residuals, risk, scatter
-from .wording import EXPLANATION, NAMES, interval, number, units, verdict
+from .wording import EXPLANATION, NAMES, QUOTED, interval, number, units, verdict
 
 PictureOf = Callable[[str, str], Image.Image | None]
 
@@ -69,6 +69,7 @@ def write_page(
         preset=preset,
         names=NAMES,
         explanation=EXPLANATION,
+        quoted=QUOTED,
         number=number,
         interval=interval,
         units=units,

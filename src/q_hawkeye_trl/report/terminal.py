@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ..evaluation.presets import Preset
 from ..evaluation.results import SetResult
-from .wording import NAMES, interval, number, units, verdict
+from .wording import NAMES, QUOTED, interval, number, units, verdict
 
 
 def print_report(results: Sequence[SetResult], console: Console, preset: Preset | None = None) -> None:
@@ -49,7 +49,7 @@ def _print_figures(result: SetResult, console: Console, preset: Preset | None) -
         table.add_row(marked, *cells)
     console.print(table)
     if result.published:
-        quoted = Table(title="Quoted, not measured here", title_justify="left", style="dim")
+        quoted = Table(title=QUOTED, title_justify="left", style="dim")
         for column in ("model", "PLCC", "SRCC", "source"):
             quoted.add_column(column, justify="right" if column in ("PLCC", "SRCC") else "left")
         for row in result.published:

@@ -18,6 +18,8 @@ EXPLANATION = (
     "kind do not compare with published ones of the other. RMSE and MAE are in points of the scale of 1 to 5."
 )
 
+QUOTED = "Quoted, not measured here: models trained on KonIQ-10k alone, each by its paper's protocol"
+
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     """A figure in plain digits; a dash where it is undefined."""
