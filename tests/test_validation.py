@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback
 
@@ -125,6 +127,18 @@ def test_the_best_checkpoint_is_kept_and_really_loaded(tmp_path, images, monkeyp
     assert largest_difference(parameters, dict(saved.named_parameters())) == 0
     start = AutoModelForImageTextToText.from_pretrained(demo_policy_path())
     assert largest_difference(parameters, dict(start.named_parameters())) > 1e-4
+
+
+def test_the_best_adapter_is_loaded(tmp_path, images, monkeypatch):
+    script_figures(monkeypatch, [0.9, 0.7, 0.8])
+    adapter = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    options = {**STEPS, **BEST, "save_strategy": "best", "peft_config": adapter}
+    trainer = demo_trainer(tmp_path, eval_dataset=images, validation=Validation(), **options)
+    trainer.train()
+    saved = load_file(tmp_path / "checkpoint-1" / "adapter_model.safetensors")
+    loaded = get_peft_model_state_dict(trainer.model)
+    assert largest_difference({name: value.cpu() for name, value in loaded.items()}, saved) == 0
+    assert trainer.state.global_step == 3
 
 
 def test_the_loaded_policy_has_the_best_figure_again(tmp_path, images):
