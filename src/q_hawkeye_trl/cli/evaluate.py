@@ -13,7 +13,7 @@ Range = tuple[float, float]
 
 def evaluate(
     further: Annotated[
-        list[str] | None, typer.Argument(metavar="[DIR | FILE]…", help="Further folders or files of the same option.")
+        list[str] | None, typer.Argument(metavar="DIR|FILE", help="Further folders or files of the same option.")
     ] = None,
     scores: Annotated[
         list[str] | None,
