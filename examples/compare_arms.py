@@ -22,10 +22,10 @@ import numpy as np
 from scipy import stats
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from q_hawkeye_trl.callbacks import write_atomically, write_json
 from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.synthetic import UNSEEN_KINDS, write_synthetic_koniq
 from q_hawkeye_trl.evaluation.held_out import evaluate_held_out
+from q_hawkeye_trl.files import write_atomically, write_json
 
 NO_UNCERTAINTY = ["--uncertainty_alpha", "0"]
 NO_PERCEPTION = ["--perception_gamma", "0", "--entropy_original_coef", "0", "--entropy_degraded_coef", "0"]
@@ -63,7 +63,8 @@ def run_arm(arm: str, seed: int, args: argparse.Namespace, seen: Path, unseen: P
     folder = args.output_dir / arm / f"seed-{seed}"
     result = folder / "arm.json"
     if not result.is_file():
-        options = ["--data_dir", str(seen), "--output_dir", str(folder), "--seed", str(seed), *ARMS[arm], *passed_on]
+        options = ["--data_dir", str(seen), "--output_dir", str(folder), "--seed", str(seed), *ARMS[arm]]
+        options += ["--validate", "false", *passed_on]  # the last model of each arm, not the best of several
         if folder.exists():  # cut off before its end: begun again, the old one kept
             folder.rename(unused_name(folder))
         log = args.output_dir / f"{arm}-{seed}.log"

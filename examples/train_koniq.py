@@ -10,7 +10,9 @@ A real model on the real set:
 
     accelerate launch examples/train_koniq.py --config recipes/koniq/qwen2_5_vl_7b.yaml --data_dir PATH/koniq10k
 
-Every key of a recipe can be overridden on the command line, for example `--seed 1 --max_steps 20`.
+Every key of a recipe can be overridden on the command line, for example `--seed 1 --max_steps 20`. The validation
+images are measured while it trains, and the best checkpoint is kept and loaded at the end: `--validate false` and
+`--keep_best false` switch that off.
 """
 
 import json
@@ -22,7 +24,8 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import AutoProcessor, ProgressCallback
+from transformers import AutoProcessor, EarlyStoppingCallback, ProgressCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from q_hawkeye_trl import HawkeyeGRPOConfig, HawkeyeGRPOTrainer
@@ -32,7 +35,6 @@ from q_hawkeye_trl.callbacks import (
     HeldOutCallback,
     MetricsFileCallback,
     read_metrics,
-    write_json,
 )
 from q_hawkeye_trl.checkpoints import last_whole_checkpoint
 from q_hawkeye_trl.data.folder import check_rows, load_folder
@@ -40,6 +42,9 @@ from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
 from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
+from q_hawkeye_trl.evaluation.validation import BEST_METRIC, Validation
+from q_hawkeye_trl.files import write_json
+from q_hawkeye_trl.model_card import CARD_FILE, data_part, recipe_of, write_model_card
 from q_hawkeye_trl.recipe import check_recipe
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
 from q_hawkeye_trl.rewards import get_reward
@@ -86,6 +91,30 @@ class ScriptArguments:
         default=None, metadata={"help": "Measure on the first so many images of that split only."}
     )
     held_out_batch_size: int = field(default=64, metadata={"help": "Images a batch of that measurement."})
+    validate: bool = field(
+        default=True,
+        metadata={
+            "help": "Measure the validation images while training: as `eval_strategy` says; without one at every "
+            "checkpoint, or four times a run that saves none."
+        },
+    )
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Their split. By default `validation`, where the data has one."}
+    )
+    validation_images: int | None = field(
+        default=None, metadata={"help": "Measure the first so many images of that split only."}
+    )
+    validation_passes: int = field(default=4, metadata={"help": "Sampled answers an image in that measurement."})
+    keep_best: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep the checkpoint that is best on the validation images by `metric_for_best_model` "
+            f"({BEST_METRIC} by default), and load it at the end."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many validations without a better one."}
+    )
 
     def __post_init__(self):
         if isinstance(self.reward_parameters, str):
@@ -112,9 +141,11 @@ def main() -> None:
 
     # Data
     with training_args.main_process_first(desc="writing the synthetic set"):
-        train_dataset, held_out = load_data(script_args, training_args)
-    if script_args.held_out_images is not None:
-        held_out = held_out.select(range(min(script_args.held_out_images, len(held_out))))
+        train_dataset, validation, held_out = load_data(script_args, training_args)
+    held_out = first_rows(held_out, script_args.held_out_images)
+    if validation is not None:
+        validation = first_rows(validation, script_args.validation_images)
+        plan_validation(script_args, training_args)
 
     # Model
     policy = model_args.model_name_or_path or str(demo_policy_path())
@@ -134,6 +165,10 @@ def main() -> None:
         reward_funcs=build_rewards(script_args, training_args),
         args=training_args,
         train_dataset=train_dataset,
+        eval_dataset=validation,
+        validation=None
+        if validation is None
+        else Validation(batch_size=script_args.held_out_batch_size, passes=script_args.validation_passes),
         processing_class=processor,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
@@ -145,12 +180,18 @@ def main() -> None:
     trainer.remove_callback(ProgressCallback)
     for callback in (BriefProgressCallback(), MetricsFileCallback(training_args.output_dir), measured):
         trainer.add_callback(callback)
+    if script_args.early_stopping_patience is not None and validation is not None:
+        trainer.add_callback(EarlyStoppingCallback(script_args.early_stopping_patience))
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
 
     # Report
     if trainer.accelerator.is_main_process:
-        report(training_args, measured, len(held_out), time.time() - started)
+        parts = [("training", "train", train_dataset), ("validation", "validation", validation)]
+        parts.append(("evaluation", script_args.held_out_split, held_out))
+        report(
+            script_args, model_args, trainer, measured, parts, time.time() - started, resumed=checkpoint is not None
+        )
     trainer.accelerator.end_training()
 
 
@@ -174,19 +215,77 @@ def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
     return str(resume)
 
 
-def load_data(script_args: ScriptArguments, training_args: HawkeyeGRPOConfig) -> tuple[Dataset, Dataset]:
-    """Loads the training and the held-out images; writes the synthetic set first where no data is named."""
+def load_data(
+    script_args: ScriptArguments, training_args: HawkeyeGRPOConfig
+) -> tuple[Dataset, Dataset | None, Dataset]:
+    """
+    Loads the training, validation and held-out images; writes the synthetic set first where no data is named. Without
+    a validation split, or with `--validate false`, the second one is `None`.
+    """
+    validation_split = (script_args.validation_split or "validation") if script_args.validate else None
     if script_args.dataset is not None:
-        parts = tuple(load_folder(script_args.dataset, split) for split in ("train", script_args.held_out_split))
-        for part in parts:
-            check_rows(part, score_min=training_args.score_min, score_max=training_args.score_max)
-        return parts
+        train, held_out = (load_folder(script_args.dataset, split) for split in ("train", script_args.held_out_split))
+        validation = (
+            None if validation_split is None else load_validation(script_args, training_args, validation_split)
+        )
+        for part in (train, validation, held_out):
+            if part is not None:
+                check_rows(part, score_min=training_args.score_min, score_max=training_args.score_max)
+        return train, validation, held_out
     data_dir = script_args.data_dir
     if data_dir is None:
         data_dir = script_args.synthetic_dir
         write_synthetic_koniq(data_dir)
-    splits = ("training", script_args.held_out_split)
-    return tuple(load_koniq(data_dir, split, scale=script_args.mos_scale) for split in splits)
+    train, validation, held_out = (
+        None if split is None else load_koniq(data_dir, split, scale=script_args.mos_scale)
+        for split in ("training", validation_split, script_args.held_out_split)
+    )
+    return train, validation, held_out
+
+
+def load_validation(script_args: ScriptArguments, args: HawkeyeGRPOConfig, split: str) -> Dataset | None:
+    """Loads the validation split of a prepared folder; says so where it has none and none was named."""
+    try:
+        return load_folder(script_args.dataset, split)
+    except ValueError as error:
+        if script_args.validation_split is not None:
+            raise
+        if args.process_index == 0:
+            print(f"Training without validation: {error}")
+        return None
+
+
+def first_rows(dataset: Dataset, count: int | None) -> Dataset:
+    """The first `count` rows, all of them for `None`."""
+    return dataset if count is None else dataset.select(range(min(count, len(dataset))))
+
+
+def plan_validation(script_args: ScriptArguments, args: HawkeyeGRPOConfig) -> None:
+    """
+    Settles, in place, when the validation images are measured and which checkpoint is kept. What the recipe or the
+    command line says about evaluation and checkpoints stays as it is.
+    """
+    if args.eval_strategy == IntervalStrategy.NO:
+        if args.save_strategy in (
+            SaveStrategy.STEPS,
+            SaveStrategy.EPOCH,
+        ):  # where there are checkpoints to choose from
+            args.eval_strategy, args.eval_steps = IntervalStrategy(args.save_strategy), args.save_steps
+        else:
+            args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, 0.25  # of the whole run
+        args.do_eval = True
+    if not script_args.keep_best or args.load_best_model_at_end:
+        return
+    if args.save_strategy == SaveStrategy.NO:
+        args.save_strategy, args.save_total_limit = SaveStrategy.BEST, args.save_total_limit or 1
+    together = args.save_strategy == args.eval_strategy and args.save_steps == args.eval_steps
+    if args.save_strategy != SaveStrategy.BEST and not together:
+        if args.process_index == 0:
+            print("Checkpoints and validations fall on different steps: the last model is kept, not the best one.")
+        return
+    args.load_best_model_at_end = True
+    args.metric_for_best_model = args.metric_for_best_model or BEST_METRIC
+    args.greater_is_better = True if args.greater_is_better is None else args.greater_is_better
 
 
 def build_rewards(script_args: ScriptArguments, training_args: HawkeyeGRPOConfig) -> list:
@@ -199,23 +298,96 @@ def build_rewards(script_args: ScriptArguments, training_args: HawkeyeGRPOConfig
     ]
 
 
-def report(training_args: HawkeyeGRPOConfig, measured: HeldOutCallback, images: int, seconds: float) -> None:
-    """Writes `summary.json` and the curves, and prints the table."""
-    folder = Path(training_args.output_dir)
+def report(
+    script_args: ScriptArguments,
+    model_args: ModelConfig,
+    trainer: HawkeyeGRPOTrainer,
+    measured: HeldOutCallback,
+    parts: list[tuple[str, str, Dataset | None]],
+    seconds: float,
+    *,
+    resumed: bool,
+) -> None:
+    """Writes `summary.json`, the curves and the model's card, and prints the table."""
+    args, state = trainer.args, trainer.state
+    folder, images = Path(args.output_dir), len(parts[-1][2])
+    best = None
+    if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        best = {"step": state.best_global_step, "name": args.metric_for_best_model, "value": state.best_metric}
+    packages = ("q-hawkeye-trl", "trl", "transformers", "torch", "datasets", "tokenizers")
     summary = {
         "before": measured.before,
         "after": measured.after,
+        "best": best,
         "seconds": round(seconds, 1),
-        "seed": training_args.seed,
+        "validation_seconds": round(trainer.validation.seconds, 1) if trainer.validation else 0.0,
+        "seed": args.seed,
         "held_out_images": images,
-        "versions": {name: version(name) for name in ("q-hawkeye-trl", "trl", "transformers", "torch")},
+        "versions": {name: version(name) for name in packages},
     }
     write_json(folder / "summary.json", summary)
     plot_curves(read_metrics(folder / METRICS_FILE), folder / "curves.png", title=folder.name)
+    write_card(script_args, model_args, trainer, parts, summary, resumed=resumed)
     print(f"\n{before_after_table(measured.before, measured.after, images)}\n")
-    print(f"{seconds:.0f} seconds, seed {training_args.seed}. In {folder}:")
+    if best is not None:
+        print(f"The checkpoint of step {best['step']} is the best one by {best['name']}: {best['value']:.3f}.")
+    print(f"{seconds:.0f} seconds, seed {args.seed}. In {folder}:")
     print(f"  summary.json   these figures\n  {METRICS_FILE}  every log\n  curves.png     the learning curves")
+    print(f"  {CARD_FILE}      the model's card: data, recipe, versions, evaluation")
     print("  model.safetensors, config.json and the processor: load the folder with from_pretrained")
+
+
+def write_card(
+    script_args: ScriptArguments,
+    model_args: ModelConfig,
+    trainer: HawkeyeGRPOTrainer,
+    parts: list[tuple[str, str, Dataset | None]],
+    summary: dict,
+    *,
+    resumed: bool,
+) -> None:
+    """Writes the model's card from what the run knows."""
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    model = recipe_of(model_args)
+    base_model = model.get("model_name_or_path")
+    start = "the project's bundled toy policy" if base_model is None else base_model
+    if base_model is not None and Path(base_model).exists():  # a folder of this machine is no recipe
+        start, base_model = f"a local model, folder {Path(model.pop('model_name_or_path')).name}", None
+    write_model_card(
+        folder,
+        name=folder.name,
+        method={"name": trainer._name, **trainer._paper},
+        start=start,
+        base_model=base_model,
+        tags=trainer._tag_names,
+        data={
+            "source": source_of(script_args),
+            "score_min": args.score_min,
+            "score_max": args.score_max,
+            "mos_scale": script_args.mos_scale if script_args.dataset is None else None,
+            "parts": [data_part(use, split, rows["mos"]) for use, split, rows in parts if rows is not None],
+        },
+        recipe=recipe_of(
+            args,
+            **model,
+            rewards=script_args.rewards,
+            reward_parameters=script_args.reward_parameters,
+            max_pixels=script_args.max_pixels,
+        ),
+        validation=[line for line in read_metrics(folder / METRICS_FILE) if f"eval_{BEST_METRIC}" in line],
+        steps=trainer.state.global_step,
+        resumed=resumed,
+        **{key: summary[key] for key in ("before", "after", "best", "seed", "seconds", "versions")},
+    )
+
+
+def source_of(script_args: ScriptArguments) -> str:
+    """Where the images come from, without the folders above."""
+    if script_args.dataset is not None:
+        return f"Prepared data, folder {Path(script_args.dataset).name}"
+    if script_args.data_dir is not None:
+        return f"KonIQ-10k's layout, folder {Path(script_args.data_dir).name}"
+    return "The project's synthetic set in KonIQ-10k's layout"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from q_hawkeye_trl.evaluation.metrics import plcc, srcc
+from q_hawkeye_trl.evaluation.metrics import krcc, mae, plcc, rmse, srcc
 
 
 def _reference_pearson(a, b):
@@ -20,6 +20,16 @@ def _reference_ranks(values):
     ]
 
 
+def _reference_kendall(a, b):
+    """tau-b over all pairs: concordant minus discordant, over the root of the pairs untied on either side."""
+    balance = untied_a = untied_b = 0
+    for i in range(len(a)):
+        for j in range(i):
+            sign_a, sign_b = (a[i] > a[j]) - (a[i] < a[j]), (b[i] > b[j]) - (b[i] < b[j])
+            balance, untied_a, untied_b = balance + sign_a * sign_b, untied_a + sign_a**2, untied_b + sign_b**2
+    return balance / math.sqrt(untied_a * untied_b)
+
+
 def _reference_spearman(a, b):
     return _reference_pearson(_reference_ranks(a), _reference_ranks(b))
 
@@ -32,6 +42,16 @@ def test_correlations_agree_with_loops(count, decimals):
     a[0], a[1], b[0], b[1] = 1, 2, 5, 3  # neither is constant
     assert srcc(a, b) == pytest.approx(_reference_spearman(a.tolist(), b.tolist()), abs=1e-12)
     assert plcc(a, b) == pytest.approx(_reference_pearson(a.tolist(), b.tolist()), abs=1e-12)
+    assert krcc(a, b) == pytest.approx(_reference_kendall(a.tolist(), b.tolist()), abs=1e-12)
+
+
+def test_errors_agree_with_loops():
+    a, b = np.random.default_rng(0).normal(3, 1, size=(2, 20))
+    errors = [x - y for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    assert rmse(a, b) == pytest.approx(math.sqrt(math.fsum(e * e for e in errors) / 20), abs=1e-12)
+    assert mae(a, b) == pytest.approx(math.fsum(abs(e) for e in errors) / 20, abs=1e-12)
+    assert rmse(a, a) == mae(a, a) == 0
+    assert rmse([1, 5], [3, 3]) == mae([1, 5], [3, 3]) == 2  # the mean stands under the root
 
 
 def test_ties_share_their_mean_rank():
@@ -53,20 +73,20 @@ def test_srcc_ignores_scale_and_plcc_ignores_affine_maps():
     assert srcc(-a, b) == pytest.approx(-srcc(a, b))
 
 
-@pytest.mark.parametrize("metric", [srcc, plcc])
+@pytest.mark.parametrize("metric", [srcc, plcc, krcc])
 def test_perfect_order(metric):
     assert metric([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
     assert metric([1, 2, 3], [30, 20, 10]) == pytest.approx(-1)
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("metric", [srcc, plcc])
+@pytest.mark.parametrize("metric", [srcc, plcc, krcc])
 @pytest.mark.parametrize(("a", "b"), [([2, 2, 2], [1, 2, 3]), ([1, 2, 3], [0.1] * 3), ([1], [2])])
 def test_constants_have_no_correlation(metric, a, b):
     assert math.isnan(metric(a, b))
 
 
-@pytest.mark.parametrize("metric", [srcc, plcc])
+@pytest.mark.parametrize("metric", [srcc, plcc, krcc, rmse, mae])
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [

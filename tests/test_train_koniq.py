@@ -121,6 +121,88 @@ def test_rewards_by_name(koniq_folder, tmp_path, monkeypatch, rewards):
     assert all(f"rewards/{name}_reward/mean" in first for name in rewards)
 
 
+def evaluations(out: Path) -> list[dict]:
+    return [line for line in read_lines(out / "metrics.jsonl") if "eval_srcc_sampled" in line]
+
+
+def test_the_validation_images_are_measured_by_default_and_the_best_model_is_kept(
+    koniq_folder, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", out, *TINY, "--max_steps", "4")
+    lines = evaluations(out)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert {f"eval_{name}" for name in FIGURES} <= lines[0].keys()
+    summary = json.loads((out / "summary.json").read_text())
+    best = max(lines, key=lambda line: line["eval_srcc_sampled"])
+    assert summary["best"] == {
+        "step": best["step"],
+        "name": "srcc_sampled",
+        "value": pytest.approx(best["eval_srcc_sampled"]),
+    }
+    (checkpoint,) = out.glob("checkpoint-*")
+    assert checkpoint.name == f"checkpoint-{best['step']}"
+    kept, loaded = load_file(checkpoint / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(kept[name].equal(loaded[name]) for name in kept)
+    assert f"checkpoint of step {best['step']} is the best one" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert f"checkpoint of step {best['step']}, the best one by srcc\\_sampled" in card
+    assert "| validation | validation | 4 |" in card
+    assert "uncertainty_alpha: 1.0" in card
+    assert not {str(folder) for folder in (tmp_path, koniq_folder, ROOT) if str(folder) in card}
+
+
+def test_the_card_of_a_resumed_run_has_the_whole_history(koniq_folder, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    options = ["--data_dir", koniq_folder, "--output_dir", out, *TINY, "--save_strategy", "steps", "--save_steps", "1"]
+    run_script(monkeypatch, *options, "--max_steps", "2")
+    run_script(monkeypatch, *options, "--max_steps", "4", "--resume_from_checkpoint", "true")
+    assert [line["step"] for line in evaluations(out)] == [1, 2, 3, 4]
+    card = (out / "README.md").read_text()
+    assert all(f"| {step} | " in card for step in (1, 2, 3, 4))
+    assert "since the last start" in card
+
+
+def test_validation_and_the_choice_of_the_best_can_be_switched_off(koniq_folder, tmp_path, monkeypatch):
+    plain, last = tmp_path / "plain", tmp_path / "last"
+    options = ["--data_dir", koniq_folder, *TINY]
+    run_script(monkeypatch, *options, "--output_dir", plain, "--validate", "false")
+    assert evaluations(plain) == []
+    run_script(monkeypatch, *options, "--output_dir", last, "--keep_best", "false", "--validation_images", "3")
+    assert len(evaluations(last)) == 2
+    for out in (plain, last):
+        assert not list(out.glob("checkpoint-*"))
+        assert json.loads((out / "summary.json").read_text())["best"] is None
+    left, right = (load_file(out / "model.safetensors") for out in (plain, last))
+    assert all(left[name].equal(right[name]) for name in left)  # validation leaves the training alone
+
+
+def test_early_stopping_stops(koniq_folder, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    options = ["--eval_strategy", "steps", "--eval_steps", "1", "--early_stopping_patience", "1"]
+    options += ["--learning_rate", "0", "--max_steps", "5"]  # nothing changes, so nothing gets better
+    run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", out, *TINY, *options)
+    assert [line["step"] for line in evaluations(out)] == [1, 2]
+
+
+def test_prepared_data_without_a_validation_split(koniq_folder, tmp_path, monkeypatch, capsys):
+    parts = {name: load_koniq(koniq_folder, split) for name, split in (("train", "training"), ("test", "test"))}
+    DatasetDict(parts).save_to_disk(tmp_path / "data")
+    options = ["--dataset", tmp_path / "data", *TINY, "--max_steps", "1"]
+    run_script(monkeypatch, *options, "--output_dir", tmp_path / "run")
+    assert "Training without validation" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no split 'validation'"):
+        run_script(monkeypatch, *options, "--output_dir", tmp_path / "other", "--validation_split", "validation")
+
+
+def test_checkpoints_between_validations_keep_the_last_model(koniq_folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    options = ["--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "2"]
+    run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", out, *TINY, *options)
+    assert "the last model is kept" in capsys.readouterr().out
+    assert json.loads((out / "summary.json").read_text())["best"] is None
+
+
 ERRORS = {
     "unknown option": (["--uncertainty_alfa", "1"], "uncertainty_alfa"),
     "unknown reward": (["--rewards", "accuracy", "beauty"], "beauty.*accuracy"),

@@ -5,15 +5,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import HawkeyeGRPOConfig
+    from .scoring.scorer import HawkeyeScorer
     from .text import QUALITY_PROMPT, parse_score, quality_messages
     from .trainer import HawkeyeGRPOTrainer
 
 __version__ = "0.1.0"
-__all__ = ["QUALITY_PROMPT", "HawkeyeGRPOConfig", "HawkeyeGRPOTrainer", "parse_score", "quality_messages"]
+__all__ = [
+    "QUALITY_PROMPT",
+    "HawkeyeGRPOConfig",
+    "HawkeyeGRPOTrainer",
+    "HawkeyeScorer",
+    "parse_score",
+    "quality_messages",
+]
 
 _MODULE_OF = {
     "HawkeyeGRPOConfig": ".config",
     "HawkeyeGRPOTrainer": ".trainer",
+    "HawkeyeScorer": ".scoring.scorer",
     "QUALITY_PROMPT": ".text",
     "parse_score": ".text",
     "quality_messages": ".text",

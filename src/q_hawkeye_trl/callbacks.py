@@ -1,12 +1,12 @@
 """What a training run writes down while it goes on: a line a log, a short progress bar, figures before and after."""
 
 import json
-import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from transformers import ProgressCallback, TrainerCallback
+
+from .files import without_nan, write_atomically, write_json
 
 METRICS_FILE = "metrics.jsonl"
 SHOWN = {
@@ -15,6 +15,7 @@ SHOWN = {
     "scores/spread": "spread",
     "scores/parse_rate": "parsed",
     "perception/kl": "KL",
+    "eval_srcc_sampled": "validation SRCC",
 }
 """Metrics on the progress bar, with their short names."""
 
@@ -42,16 +43,24 @@ class MetricsFileCallback(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         with open(self.path, "a") as file:
-            file.write(json.dumps(_without_nan({"step": state.global_step, **logs})) + "\n")
+            file.write(json.dumps(without_nan({"step": state.global_step, **logs})) + "\n")
 
 
 class BriefProgressCallback(ProgressCallback):
-    """Transformers' progress bar, with a handful of metrics behind it in place of whole dictionaries between."""
+    """
+    Transformers' progress bar, with the last values of a handful of metrics behind it in place of whole dictionaries
+    between.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.shown: dict[str, str] = {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:
-            shown = {short: logs[key] for key, short in SHOWN.items() if logs.get(key) is not None}
-            self.training_bar.set_postfix({short: f"{value:.3f}" for short, value in shown.items()})
+            new = {short: logs[key] for key, short in SHOWN.items() if logs.get(key) is not None}
+            self.shown |= {short: f"{value:.3f}" for short, value in new.items()}
+            self.training_bar.set_postfix(self.shown)
 
 
 class HeldOutCallback(TrainerCallback):
@@ -98,41 +107,3 @@ def read_metrics(path: str | Path) -> list[dict]:
     path = Path(path)
     text = path.read_text() if path.is_file() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def write_json(path: str | Path, content: dict) -> None:
-    """
-    Writes figures as JSON, atomically. What is not a number (a correlation of constant scores) becomes `null`.
-
-    Args:
-        path (`str` or `Path`):
-            File to write or replace.
-        content (`dict`):
-            Figures, nested dictionaries included.
-    """
-    write_atomically(path, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
-
-
-def _without_nan(value):
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """
-    Writes a text file so that it is there whole or not at all.
-
-    Args:
-        path (`str` or `Path`):
-            File to write or replace.
-        text (`str`):
-            What it is to hold.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

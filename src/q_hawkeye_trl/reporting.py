@@ -15,6 +15,9 @@ FIGURES = {
 """Held-out figures in the order of the table, with their names."""
 
 CURVES = (
+    ("eval_srcc_sampled", "validation SRCC, sampled"),
+    ("eval_srcc_greedy", "validation SRCC, greedy"),
+    ("eval_plcc_sampled", "validation PLCC, sampled"),
     ("reward", "reward"),
     ("scores/srcc", "running SRCC of the rollouts"),
     ("scores/spread", "spread of the scores"),
@@ -55,7 +58,8 @@ def before_after_table(before: Mapping[str, float] | None, after: Mapping[str, f
 
 def plot_curves(metrics: Sequence[Mapping], path: str | Path, title: str = "") -> None:
     """
-    Draws the learning curves, one panel a metric, with a running mean over the raw values.
+    Draws the learning curves, one panel a metric: the validation's points, and running means over the raw values of
+    training.
 
     Args:
         metrics (`Sequence[Mapping]`):
@@ -77,8 +81,11 @@ def plot_curves(metrics: Sequence[Mapping], path: str | Path, title: str = "") -
     for axis, (key, name) in zip(axes, panels, strict=False):
         points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
         steps, values = zip(*points, strict=True)
-        axis.plot(steps, values, color="0.75", linewidth=1)
-        axis.plot(steps, running_mean(values), color="tab:blue", linewidth=1.8)
+        if key.startswith("eval_"):  # few and steady: no mean over them
+            axis.plot(steps, values, color="tab:orange", linewidth=1.8, marker="o", markersize=4)
+        else:
+            axis.plot(steps, values, color="0.75", linewidth=1)
+            axis.plot(steps, running_mean(values), color="tab:blue", linewidth=1.8)
         axis.set_title(name, fontsize=10)
         axis.grid(alpha=0.3)
         axis.set_xlabel("step", fontsize=9)

@@ -17,6 +17,7 @@ from .config import HawkeyeGRPOConfig
 from .data.decode_once import DecodeOnce
 from .data.epoch_sampler import EpochSampler
 from .degraded_batch import degraded_pixel_values
+from .evaluation.validation import Validation
 from .objective.perception import perception_kl, sampled_entropy
 from .objective.reduction import token_weights
 from .objective.schedule import perception_gamma_at
@@ -56,6 +57,8 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
             As in [`~trl.GRPOTrainer`]; `args` is a [`HawkeyeGRPOConfig`].
         score_fn (`Callable[[str], float | None]`, *optional*, defaults to [`parse_score`]):
             Reads the score that a completion's text states, or `None` where it states none.
+        validation ([`~evaluation.validation.Validation`], *optional*):
+            Measures SRCC, PLCC, parse rate and spread on `eval_dataset` in place of TRL's evaluation loop.
 
     Raises:
         `TypeError`: `args` is not a [`HawkeyeGRPOConfig`].
@@ -100,6 +103,7 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         eval_dataset=None,
         *positional,
         score_fn: ScoreFunc | None = None,
+        validation: Validation | None = None,
         **kwargs,
     ):
         check_seam()
@@ -119,6 +123,7 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
                 if shared is not None:
                     install_attention(unwrap_policy(shared))
         self.score_fn = parse_score if score_fn is None else score_fn
+        self.validation = validation
         self._monitors = {"train": ScoreMonitor(), "eval": ScoreMonitor()}
         self._row_weights: torch.Tensor | None = None  # (B,), from scoring to scaling the advantages
         self._seen_images = False
@@ -404,6 +409,11 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
     def evaluate(self, *args, **kwargs):
         self._monitors["eval"].clear()
         return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
+        if self.validation is None:
+            return super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        return self.validation.evaluate(self, dataloader.dataset, metric_key_prefix)
 
     # Checkpoints
 

@@ -5,6 +5,9 @@ import sys
 import typer
 
 from .. import __version__
+from .evaluate import evaluate
+from .merge import merge
+from .score import score
 
 app = typer.Typer(
     name="q-hawkeye",
@@ -29,6 +32,11 @@ def _options(
     ),
 ) -> None:
     """Options before the command."""
+
+
+app.command()(score)
+app.command()(merge)
+app.command()(evaluate)
 
 
 def main() -> None:

@@ -195,7 +195,9 @@ def _generated_scores(
     description = "Sampling" if config.do_sample else "Greedy answers"
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            for start in tqdm(range(0, len(images), batch_size), desc=description, unit="batch", disable=not progress):
+            starts = range(0, len(images), batch_size)
+            # beneath the bar of a training it goes when it is done
+            for start in tqdm(starts, desc=description, unit="batch", disable=not progress, leave=None):
                 part = slice(start, start + batch_size)
                 inputs = _prompt_inputs(processor, images[part], prompts[part]).to(model.device)
                 for number in range(passes):

@@ -1,4 +1,4 @@
-"""Correlations between predicted scores and mean opinion scores."""
+"""Correlations and errors of predicted scores against mean opinion scores."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,8 +23,8 @@ def srcc(predicted: ArrayLike, target: ArrayLike) -> float:
 
     Source: Spearman (1904), "The proof and measurement of association between two things".
     """
-    predicted, target = _checked(predicted, target)
-    if _constant(predicted) or _constant(target):
+    predicted, target = checked(predicted, target)
+    if constant(predicted) or constant(target):
         return float("nan")
     return float(stats.spearmanr(predicted, target).statistic)
 
@@ -48,13 +48,71 @@ def plcc(predicted: ArrayLike, target: ArrayLike) -> float:
 
     Source: Pearson (1895), "Note on regression and inheritance in the case of two parents".
     """
-    predicted, target = _checked(predicted, target)
-    if _constant(predicted) or _constant(target):
+    predicted, target = checked(predicted, target)
+    if constant(predicted) or constant(target):
         return float("nan")
     return float(stats.pearsonr(predicted, target).statistic)
 
 
-def _checked(predicted: ArrayLike, target: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def krcc(predicted: ArrayLike, target: ArrayLike) -> float:
+    """
+    Computes Kendall's rank correlation, tau-b: pairs that are tied on one side count in the denominator only.
+
+    Args:
+        predicted (array-like of shape `(N,)`):
+            Predicted scores, on any scale.
+        target (array-like of shape `(N,)`):
+            Mean opinion scores, on any scale.
+
+    Returns:
+        `float`: In [-1, 1]. `nan` when either side is constant, a single pair included.
+
+    Raises:
+        `ValueError`: Not two 1-D sequences of one length, empty, or a value that is not finite.
+
+    Source: Kendall (1945), "The treatment of ties in ranking problems".
+    """
+    predicted, target = checked(predicted, target)
+    if constant(predicted) or constant(target):
+        return float("nan")
+    # of the p-values, which nobody asks for here, the exact one is slow and the other one undefined for two images
+    method = "asymptotic" if len(predicted) > 2 else "auto"
+    return float(stats.kendalltau(predicted, target, variant="b", method=method).statistic)
+
+
+def rmse(predicted: ArrayLike, target: ArrayLike) -> float:
+    """
+    Computes the root of the mean squared error, both sides as they are: no curve is fitted first.
+
+    Args:
+        predicted (array-like of shape `(N,)`):
+            Predicted scores, on the scale of `target`.
+        target (array-like of shape `(N,)`):
+            Mean opinion scores.
+
+    Returns:
+        `float`: At least 0, in points of the scale.
+
+    Raises:
+        `ValueError`: Not two 1-D sequences of one length, empty, or a value that is not finite.
+    """
+    predicted, target = checked(predicted, target)
+    return float(np.sqrt(np.mean((predicted - target) ** 2)))
+
+
+def mae(predicted: ArrayLike, target: ArrayLike) -> float:
+    """
+    Computes the mean absolute error; parameters, result and errors as for [`rmse`].
+
+    Returns:
+        `float`: At least 0, in points of the scale.
+    """
+    predicted, target = checked(predicted, target)
+    return float(np.mean(np.abs(predicted - target)))
+
+
+def checked(predicted: ArrayLike, target: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both sequences as float64 arrays of shape `(N,)`; raises `ValueError` as the metrics say."""
     predicted, target = np.asarray(predicted, dtype=np.float64), np.asarray(target, dtype=np.float64)
     if predicted.ndim != 1 or predicted.shape != target.shape:
         raise ValueError(f"Expected two sequences of one length, got shapes {predicted.shape} and {target.shape}.")
@@ -66,5 +124,6 @@ def _checked(predicted: ArrayLike, target: ArrayLike) -> tuple[np.ndarray, np.nd
     return predicted, target
 
 
-def _constant(values: np.ndarray) -> bool:
+def constant(values: np.ndarray) -> bool:
+    """Whether all values of a filled array are the same."""
     return bool((values == values[0]).all())

@@ -18,6 +18,7 @@ def evaluate_sharded(
     passes: int = 4,
     seed: int = 0,
     score_fn: ScoreFunction = parse_score,
+    progress: bool = True,
 ) -> dict[str, float]:
     """
     Measures the policy of a trainer on held-out images; every rank must call it and gets the same figures. Sampled
@@ -36,6 +37,8 @@ def evaluate_sharded(
             Seed of the samples.
         score_fn (`Callable[[str], float | None]`, *optional*, defaults to [`parse_score`]):
             Reads the score of an answer.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether the main process shows a progress bar.
 
     Returns:
         `dict[str, float]`: As [`~evaluation.held_out.evaluate_held_out`].
@@ -49,10 +52,13 @@ def evaluate_sharded(
         "batch_size": batch_size,
         "max_new_tokens": trainer.max_completion_length,
         "score_fn": score_fn,
-        "progress": accelerator.is_main_process,
+        "progress": progress and accelerator.is_main_process,
     }
     with unwrap_model_for_generation(
-        trainer.model_wrapped, accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
+        trainer.model_wrapped,
+        accelerator,
+        gather_deepspeed3_params=args.ds3_gather_for_generation,
+        gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,  # turned off meanwhile, and on again
     ) as model:
         sampled = sampled_scores(model, trainer.processing_class, images, passes=passes, seed=seed, **options)
         greedy = greedy_scores(model, trainer.processing_class, images, **options)

@@ -1,0 +1,264 @@
+"""Tables of scored images: read from CSV or JSONL, checked row by row, one table a set."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+SCALE = (1.0, 5.0)
+"""Scale of the scores, of the MOS and of the errors."""
+
+OUT_OF_RANGE_SHARE = 0.5
+"""Largest share of scores outside of their range; above it the range must be wrong."""
+
+ABSURD = 1e6
+"""Size, in points of the scale, from which a number is no score: a single one would own RMSE and PLCC."""
+
+_TEXTS = ("group", "distortion", "image", "answer", "error")
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """
+    The N scored images of one set, sorted by `image_id`, so that the order of a file changes no figure.
+
+    Args:
+        name (`str`):
+            Name of the set.
+        image_id (`tuple[str, ...]`):
+            Names of the images, each once.
+        score (`np.ndarray` of shape `(N,)`):
+            Scores on the scale of 1 to 5, `nan` where no score could be read. Those beyond its ends stay as they are.
+        mos (`np.ndarray` of shape `(N,)`):
+            Mean opinion scores in [1, 5], higher is better.
+        mos_raw (`np.ndarray` of shape `(N,)`, *optional*):
+            The labels as they were released, turned so that higher is better.
+        spread (`np.ndarray` of shape `(N,)`, *optional*):
+            Standard deviation of the rollouts' scores, in points of the scale, `nan` where there is none.
+        group (`tuple[str, ...]`, *optional*):
+            Reference content of each image.
+        distortion, image, answer, error (`tuple[str, ...]`, *optional*):
+            Kind of distortion, path of the picture, what the model wrote, why an image has no score; empty where
+            unknown.
+        out_of_range (`int`):
+            Scores beyond the ends of the scale.
+    """
+
+    name: str
+    image_id: tuple[str, ...]
+    score: np.ndarray
+    mos: np.ndarray
+    mos_raw: np.ndarray | None = None
+    spread: np.ndarray | None = None
+    group: tuple[str, ...] | None = None
+    distortion: tuple[str, ...] | None = None
+    image: tuple[str, ...] | None = None
+    answer: tuple[str, ...] | None = None
+    error: tuple[str, ...] | None = None
+    out_of_range: int = 0
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def select(self, rows: np.ndarray) -> "ScoreTable":
+        """Rows by index or by mask, in the order given."""
+        rows = np.arange(len(self))[rows]
+        columns: dict = {}
+        for name, values in vars(self).items():
+            if isinstance(values, np.ndarray):
+                columns[name] = values[rows]
+            elif isinstance(values, tuple):
+                columns[name] = tuple(values[i] for i in rows)
+        return replace(self, **columns)
+
+
+def read_tables(
+    path: str | os.PathLike,
+    *,
+    score_range: tuple[float, float] = SCALE,
+    mos_range: tuple[float, float] = SCALE,
+) -> list[ScoreTable]:
+    """
+    Reads scored images from a file.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            `.csv`, `.jsonl` or `.ndjson` file with the columns `image_id`, `score` (empty, null, not finite or beyond
+            `ABSURD` where there is none) and `mos`; optionally `spread`, `group`, `distortion`, `mos_raw`,
+            `mos_direction`, `image`, `answer`, `error`, and `dataset`, by which the file is cut into several sets.
+        score_range (`tuple[float, float]`, *optional*, defaults to `(1, 5)`):
+            Worst and best score of the scale in the file; mapped linearly onto [1, 5].
+        mos_range (`tuple[float, float]`, *optional*, defaults to `(1, 5)`):
+            Worst and best MOS of the scale in the file; `(1, 0)` reads a DMOS on which lower is better.
+
+    Returns:
+        `list[ScoreTable]`: One a set, in order of first appearance; without a `dataset` column named like the file.
+
+    Raises:
+        `FileNotFoundError`: There is no such file.
+        `ValueError`: A column or value is missing, wrong or stands twice; the message names file, row and column.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}: pass CSV or JSONL with image_id, score and mos.")
+    sets: dict[str, list[tuple[str, Mapping]]] = {}
+    for where, row in _rows(path):
+        for column in ("image_id", "score", "mos"):
+            if column not in row:
+                raise ValueError(f"{where}: there is no `{column}`; each row needs image_id, score and mos.")
+        sets.setdefault(_text(row.get("dataset") or path.stem), []).append((where, row))
+    if not sets:
+        raise ValueError(f"{path} holds no rows: expected one for each image.")
+    return [build_table(name, rows, score_range=score_range, mos_range=mos_range) for name, rows in sets.items()]
+
+
+def build_table(
+    name: str,
+    rows: Sequence[tuple[str, Mapping]],
+    *,
+    score_range: tuple[float, float] = SCALE,
+    mos_range: tuple[float, float] = SCALE,
+) -> ScoreTable:
+    """
+    Builds and checks the table of one set; columns, ranges and errors as in [`read_tables`].
+
+    Args:
+        name (`str`):
+            Name of the set.
+        rows (`Sequence[tuple[str, Mapping]]`):
+            For each image, what messages call its row, and the row.
+
+    Returns:
+        [`ScoreTable`]
+    """
+    rows = sorted(rows, key=lambda item: str(item[1]["image_id"]))
+    for (earlier, row), (where, again) in pairwise(rows):
+        if str(row["image_id"]) == str(again["image_id"]):
+            raise ValueError(f"{where}: image_id {row['image_id']!r} already stands in {earlier}; keep one of them.")
+    score = _column(rows, "score", optional=True)
+    score = _onto_scale("score", score, score_range)
+    score = np.where(np.abs(score) > ABSURD, np.nan, score)
+    out_of_range = _outside(score)
+    if out_of_range > OUT_OF_RANGE_SHARE * len(score):
+        raise ValueError(
+            f"{name}: {out_of_range} of {len(score)} scores lie outside [{min(score_range):g}, {max(score_range):g}]; "
+            "name their scale by --score-range WORST BEST."
+        )
+    mos = _column(rows, "mos", optional=False)
+    mos = _onto_scale("mos", mos, mos_range)
+    if _outside(mos):
+        raise ValueError(
+            f"{name}: {_outside(mos)} of {len(mos)} values of `mos` lie outside "
+            f"[{min(mos_range):g}, {max(mos_range):g}]; name their scale by --mos-range WORST BEST (a MOS is never "
+            "clamped)."
+        )
+    texts = {column: _texts(rows, column) for column in _TEXTS}
+    group = texts["group"]
+    if group is not None and "" in group:
+        where = rows[group.index("")][0]
+        raise ValueError(f"{where}: `group` is empty while other rows have one; give every row of {name} a group.")
+    return ScoreTable(
+        name=name,
+        image_id=tuple(_text(row["image_id"]) for _, row in rows),
+        score=score,
+        mos=np.clip(mos, *SCALE),  # what rounding left beyond the ends
+        mos_raw=_raw(rows),
+        spread=_spread(rows, score_range),
+        out_of_range=out_of_range,
+        **texts,
+    )
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping]]:
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise ValueError(f"{where}: expected {len(reader.fieldnames or [])} values, as the header has.")
+                yield where, row
+    elif path.suffix in (".jsonl", ".ndjson"):
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                where = f"{path}, line {number}"
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{where} is not JSON ({error}); expected one object a line.") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
+                yield where, row
+    else:
+        raise ValueError(f"{path}: expected a file that ends in .csv or .jsonl.")
+
+
+def _number(value: object, where: str, column: str, optional: bool) -> float:
+    empty = value is None or (isinstance(value, str) and not value.strip())
+    try:
+        number = math.nan if empty or isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+        readable = not isinstance(value, bool)
+    except (TypeError, ValueError):
+        number, readable = math.nan, False
+    if not readable or (not optional and not math.isfinite(number)):
+        wanted = "a number, or nothing where there is none" if optional else "a finite number"
+        raise ValueError(f"{where}: `{column}` must be {wanted}, got {value!r}.")
+    return number if math.isfinite(number) else math.nan
+
+
+def _column(rows: Sequence[tuple[str, Mapping]], column: str, optional: bool) -> np.ndarray:
+    return np.array([_number(row[column], where, column, optional) for where, row in rows])
+
+
+def _onto_scale(column: str, values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    """Maps a scale, worst end first, onto [1, 5]."""
+    worst, best = ends
+    if not (math.isfinite(worst) and math.isfinite(best)) or worst == best:
+        raise ValueError(f"The range of `{column}` needs two different numbers, worst and best, got {worst}, {best}.")
+    low, high = SCALE
+    with np.errstate(over="ignore"):  # 1e308 is caught afterwards
+        return values if ends == SCALE else low + (high - low) * ((values - worst) / (best - worst))
+
+
+def _outside(values: np.ndarray) -> int:
+    low, high = SCALE
+    return int(((values < low - 1e-9) | (values > high + 1e-9)).sum())
+
+
+def _spread(rows: Sequence[tuple[str, Mapping]], score_range: tuple[float, float]) -> np.ndarray | None:
+    if not any("spread" in row for _, row in rows):
+        return None
+    values = np.array([_number(row.get("spread"), where, "spread", True) for where, row in rows])
+    for (where, _), value in zip(rows, values, strict=True):
+        if value < 0:
+            raise ValueError(f"{where}: `spread` is a standard deviation and at least 0, got {value}.")
+    values = values * (SCALE[1] - SCALE[0]) / abs(score_range[1] - score_range[0])
+    return None if np.isnan(values).all() else values
+
+
+def _raw(rows: Sequence[tuple[str, Mapping]]) -> np.ndarray | None:
+    if not all("mos_raw" in row for _, row in rows):
+        return None
+    directions = {str(row.get("mos_direction") or "higher") for _, row in rows}
+    if directions - {"higher", "lower"} or len(directions) > 1:
+        raise ValueError(f"{rows[0][0]}: `mos_direction` must be higher or lower, in all rows of a set alike.")
+    values = _column(rows, "mos_raw", optional=False)
+    return -values if directions == {"lower"} else values
+
+
+def _texts(rows: Sequence[tuple[str, Mapping]], column: str) -> tuple[str, ...] | None:
+    values = tuple("" if row.get(column) is None else _text(row[column]) for _, row in rows)
+    return values if any(values) else None
+
+
+def _text(value: object) -> str:
+    # JSON can hold halves of surrogate pairs, which no output file takes
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")

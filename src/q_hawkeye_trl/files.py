@@ -1,0 +1,73 @@
+"""Files that are there whole or not at all."""
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """
+    Writes figures as JSON, atomically. What is not a number (a correlation of constant scores) becomes `null`.
+
+    Args:
+        path (`str` or `Path`):
+            File to write or replace.
+        content (`dict`):
+            Figures, nested dictionaries and lists included.
+    """
+    write_atomically(path, json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n")
+
+
+def without_nan(value):
+    """The same value with `None` for each float that is not finite, in dictionaries and lists too."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """
+    Writes a text file so that it is there whole or not at all.
+
+    Args:
+        path (`str` or `Path`):
+            File to write or replace.
+        text (`str`):
+            What it is to hold.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def check_output(path: str | Path, *, overwrite: bool) -> None:
+    """
+    Checks that an output can be written, before any time is spent on what it is to hold.
+
+    Args:
+        path (`str` or `Path`):
+            File to write; its folder is made.
+        overwrite (`bool`):
+            Whether an existing file may be replaced.
+
+    Raises:
+        `FileExistsError`: The file exists.
+        `OSError`: Its folder can't be written to.
+    """
+    path = Path(path)
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise FileExistsError(f"{path} exists and is not overwritten; name another file, or pass --overwrite.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"{path} can't be written ({error.strerror or error}): name another file.") from error

@@ -1,0 +1,153 @@
+"""The scores of an unfinished run on disk: written as they come, found again by the next run, never twice."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .scored import ScoredImage
+from .sources import ImageSource
+
+SETTINGS_FILE = "settings.json"
+
+
+class Journal:
+    """
+    A folder with the settings of a run and a file of scores for each of its processes, one JSON object a line. A run
+    that goes on reads the files of all processes of the one before, however many there were.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """
+        Makes the folder, or checks that it goes on with the same settings.
+
+        Args:
+            settings (`Mapping[str, Any]`):
+                What the scores depend on, as JSON has it.
+
+        Raises:
+            `ValueError`: The folder holds scores that were made with other settings.
+        """
+        settings = json.loads(json.dumps(settings))
+        file = self.folder / SETTINGS_FILE
+        if file.is_file():
+            kept = json.loads(file.read_text("utf-8"))
+            differing = [name for name in settings if kept.get(name) != settings[name]]
+            if not differing:
+                return
+            if self.lines():
+                changes = "; ".join(f"{name} {kept.get(name)!r}, now {settings[name]!r}" for name in differing)
+                raise ValueError(
+                    f"{self.folder} holds unfinished scores that were made otherwise ({changes}): finish them with "
+                    "the same options, or start anew by --overwrite."
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        partial.replace(file)
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def lines(self) -> dict[str, tuple[str, Path, int]]:
+        """
+        Finds the scores that stand in the folder.
+
+        Returns:
+            `dict[str, tuple[str, Path, int]]`: By the key of the image its stamp, and the file and the place in it of
+            its last whole line.
+        """
+        found = {}
+        for file in sorted(self.folder.glob("scores-*.jsonl")):
+            place = 0
+            with open(file, "rb") as lines:
+                for line in lines:
+                    if line.endswith(b"\n"):  # otherwise a crash cut it off
+                        entry = json.loads(line)
+                        found[entry["key"]] = (entry["stamp"], file, place)
+                    place += len(line)
+        return found
+
+    def missing(self, sources: Sequence[ImageSource]) -> list[int]:
+        """
+        Lists the images without a score, or whose file has changed since.
+
+        Args:
+            sources (`Sequence[ImageSource]`):
+                All images.
+
+        Returns:
+            `list[int]`: Their numbers.
+        """
+        found = self.lines()
+        return [
+            number
+            for number, source in enumerate(sources)
+            if source.key not in found or found[source.key][0] != source.stamp()
+        ]
+
+    def append(self, process: int, entries: Iterable[tuple[ImageSource, ScoredImage]]) -> None:
+        """
+        Writes scores to the file of a process, each as soon as it comes.
+
+        Args:
+            process (`int`):
+                Number of the process; no other one writes its file.
+            entries (`Iterable[tuple[ImageSource, ScoredImage]]`):
+                Images and their scores.
+        """
+        path = self.folder / f"scores-{process}.jsonl"
+        _cut_broken_line(path)
+        with open(path, "a", encoding="ascii") as file:
+            for source, scored in entries:
+                file.write(json.dumps({"key": source.key, "stamp": source.stamp(), **asdict(scored)}) + "\n")
+                file.flush()
+
+    def scored(self, sources: Sequence[ImageSource]) -> Iterator[ScoredImage]:
+        """
+        Reads the scores back, one at a time.
+
+        Args:
+            sources (`Sequence[ImageSource]`):
+                Images, all of which have a score.
+
+        Returns:
+            `Iterator[ScoredImage]`: In the order of `sources`.
+        """
+        found = self.lines()
+        files: dict[Path, Any] = {}
+        try:
+            for source in sources:
+                _, path, place = found[source.key]
+                file = files.setdefault(path, None) or open(path, "rb")  # noqa: SIM115 - closed below
+                files[path] = file
+                file.seek(place)
+                entry = json.loads(file.readline())
+                del entry["key"], entry["stamp"]
+                yield ScoredImage(**entry | {name: tuple(entry[name]) for name in ("rollouts", "answers")})
+        finally:
+            for file in files.values():
+                file.close()
+
+
+def _cut_broken_line(path: Path) -> None:
+    # what is appended to half a line would be lost with it
+    if not path.is_file():
+        return
+    with open(path, "rb+") as file:
+        content_end = 0
+        for line in file:
+            if line.endswith(b"\n"):
+                content_end += len(line)
+        file.truncate(content_end)

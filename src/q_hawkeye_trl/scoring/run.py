@@ -1,0 +1,221 @@
+"""One scoring run over many images: resumable, on several processes, with a table and a page at its end."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .gallery import GalleryRow, write_gallery
+from .journal import Journal
+from .scorer import HawkeyeScorer
+from .sources import ImageSource
+from .summary import Summary, summarize
+from .table import check_table_path, write_table
+
+
+@dataclass(frozen=True)
+class Processes:
+    """
+    The processes of a run.
+
+    Args:
+        number (`int`, *optional*, defaults to `0`):
+            Number of this one.
+        count (`int`, *optional*, defaults to `1`):
+            How many there are.
+        wait (`Callable[[], None]`, *optional*):
+            Returns when all have called it.
+    """
+
+    number: int = 0
+    count: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+def check_outputs(out: str | os.PathLike | None, html: str | os.PathLike | None, *, overwrite: bool) -> None:
+    """
+    Checks that the outputs of a run can be written, before any time is spent on it.
+
+    Args:
+        out (`str` or `os.PathLike`, *optional*):
+            Table to write.
+        html (`str` or `os.PathLike`, *optional*):
+            Page to write.
+        overwrite (`bool`):
+            Whether existing files may be replaced.
+
+    Raises:
+        `FileExistsError`: A file exists.
+        `OSError`: Its folder can't be written to.
+        `ValueError`: `out` has another ending than a table has.
+    """
+    if out is not None:
+        check_table_path(out)
+    for path in (Path(path) for path in (out, html) if path is not None):
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise FileExistsError(f"{path} exists and is not overwritten; name another file, or pass --overwrite.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise OSError(f"{path} can't be written ({error.strerror or error}): name another file.") from error
+
+
+def model_stamp(model: str | os.PathLike) -> str:
+    """
+    Returns what changes when the weights in a model's folder are replaced.
+
+    Args:
+        model (`str` or `os.PathLike`):
+            Folder of a model or an adapter. A name on the Hub has no stamp.
+
+    Returns:
+        `str`: 16 hexadecimal digits, or `""`.
+    """
+    files = [file for file in sorted(Path(model).glob("*")) if file.suffix in (".safetensors", ".bin", ".pt", ".pth")]
+    marks = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+    return hashlib.blake2b("\n".join(marks).encode(), digest_size=8).hexdigest() if marks else ""
+
+
+def score_run(
+    load_scorer: Callable[[], HawkeyeScorer],
+    sources: Sequence[ImageSource],
+    *,
+    settings: Mapping[str, Any],
+    out: str | os.PathLike | None = None,
+    html: str | os.PathLike | None = None,
+    reasoning: bool = False,
+    overwrite: bool = False,
+    title: str = "Image quality scores",
+    processes: Processes | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Summary | None:
+    """
+    Scores images into a table and a page. Scores are kept beside the table, in `OUT.partial`, as they come; a run that
+    was killed goes on with them, with any number of processes, and its outputs are those of an unbroken run.
+
+    Args:
+        load_scorer (`Callable[[], HawkeyeScorer]`):
+            Makes the scorer; called only if there is something left to score.
+        sources (`Sequence[ImageSource]`):
+            Images; the same in every process.
+        settings (`Mapping[str, Any]`):
+            What the scores depend on. Scores of a run with others are not gone on with.
+        out (`str` or `os.PathLike`, *optional*):
+            Table to write, see [`~scoring.table.write_table`]. Without it nothing is kept between runs, and there can
+            be but one process.
+        html (`str` or `os.PathLike`, *optional*):
+            Page to write, see [`~scoring.gallery.write_gallery`].
+        reasoning (`bool`, *optional*, defaults to `False`):
+            Whether the table has the reasoning.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether existing outputs and unfinished scores are replaced.
+        title (`str`, *optional*):
+            Title of the page.
+        processes ([`Processes`], *optional*):
+            By default this one alone.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+        say (`Callable[[str], None]`, *optional*):
+            Gets a line about scores that were there already.
+
+    Returns:
+        [`Summary`] in the first process, `None` in the others.
+
+    Raises:
+        `ValueError`: Several processes without `out`, or unfinished scores that were made with other settings.
+        `OSError`: See [`check_outputs`].
+        `RuntimeError`: An image file was replaced while the run went on.
+    """
+    processes = processes or Processes()
+    first = processes.number == 0
+    if out is None and processes.count > 1:
+        raise ValueError("Several processes need a file where their scores meet: name one by --out.")
+    check_outputs(out, html, overwrite=overwrite)
+    with _folder(out) as folder:
+        journal = Journal(folder)
+        processes.wait()
+        if first:
+            if overwrite:
+                journal.remove()
+            journal.start(settings)
+        processes.wait()
+        journal.start(settings)  # in the others: the same check, so that all of them stop
+        missing = journal.missing(sources)
+        processes.wait()  # nobody writes before all have read
+        if first and len(missing) < len(sources):
+            say(f"{len(sources) - len(missing)} of {len(sources)} images have their score from before ({folder}).")
+        if missing:
+            try:
+                scorer = load_scorer()
+            except BaseException:
+                if first and len(missing) == len(sources):
+                    journal.remove()  # it holds nothing
+                raise
+            scores = scorer.score_sources(
+                sources, wanted=missing, share=(processes.number, processes.count), progress=progress and first
+            )
+            journal.append(processes.number, ((sources[number], scored) for number, scored in scores))
+        processes.wait()
+        if not first:
+            return None
+        if journal.missing(sources):
+            raise RuntimeError("Images were left out or changed in the meantime; the same command scores them.")
+        summary = summarize(journal.scored(sources))
+        if out is not None:
+            write_table(out, journal.scored(sources), journal.folder / "table", reasoning=reasoning)
+        if html is not None:
+            _write_page(html, sources, journal, summary, settings, title)
+        journal.remove()
+    return summary
+
+
+@contextmanager
+def _folder(out: str | os.PathLike | None) -> Iterator[Path]:
+    if out is not None:
+        yield Path(out).with_name(Path(out).name + ".partial")
+    else:
+        with tempfile.TemporaryDirectory(prefix="q-hawkeye-") as folder:
+            yield Path(folder)
+
+
+def _write_page(
+    html: str | os.PathLike,
+    sources: Sequence[ImageSource],
+    journal: Journal,
+    summary: Summary,
+    settings: Mapping[str, Any],
+    title: str,
+) -> None:
+    facts = {
+        "model": settings["model"],
+        "answers": "greedy" if settings["rollouts"] is None else f"{settings['rollouts']} rollouts an image",
+        "images": summary.images,
+        "scored": summary.scored,
+        "without a score": summary.unparsed,
+        "unreadable": summary.broken,
+        "answers clamped to the scale": summary.clamped,
+    }
+    rows = (
+        GalleryRow(scored, None if scored.error is not None else partial(_picture, source))
+        for source, scored in zip(sources, journal.scored(sources), strict=True)
+    )
+    write_gallery(
+        html, rows, title=title, facts=facts, score_min=settings["score_min"], score_max=settings["score_max"]
+    )
+
+
+def _picture(source: ImageSource) -> Image.Image | None:
+    try:
+        return source.load()
+    except (ValueError, OSError):  # gone since it was scored
+        return None

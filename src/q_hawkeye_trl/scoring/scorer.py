@@ -1,0 +1,276 @@
+"""`HawkeyeScorer`: a policy that scores images."""
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from .answers import Answers, TransformersAnswers
+from .policy import load_policy
+from .scored import ScoredImage, score_answers
+from .sources import FileSource, ImageSource, MemorySource
+
+BACKENDS = ("transformers", "vllm")
+
+_BATCH_PIXELS = 100_000_000  # decoded images of a batch: 300 MB, and as much again for the next one
+
+
+class HawkeyeScorer:
+    """
+    Scores the quality of images with a trained policy.
+
+    It is also a reward: called with a list of images it returns a list of floats.
+
+    Args:
+        model (`str`, `os.PathLike` or `PreTrainedModel`):
+            Folder of a model or of a LoRA adapter, a name on the Hub, or a loaded model together with `processor`.
+        processor (`ProcessorMixin`, *optional*):
+            Processor of a loaded model.
+        rollouts (`int`, *optional*):
+            Answers K to each image, sampled at temperature 1; they give the score a spread. By default one greedy
+            answer.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the samples.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Answers generated at once: `batch_size // rollouts` images, at least one. Where memory runs out a batch is
+            cut in half. With transformers in float32 the scores do not depend on it.
+        max_new_tokens (`int`, *optional*, defaults to `1024`):
+            Longest answer, in tokens.
+        prompt (`str`, *optional*):
+            Question. By default the project's.
+        score_min (`float`, *optional*, defaults to `1.0`), score_max (`float`, *optional*, defaults to `5.0`):
+            Ends of the scale that the prompt asks for. A stated score beyond them counts as the end, and is counted in
+            `ScoredImage.clamped`.
+        backend (`str`, *optional*, defaults to `"transformers"`):
+            `"transformers"` or `"vllm"`.
+        engine_options (`dict[str, Any]`, *optional*):
+            Further arguments of vLLM's engine, for example `{"tensor_parallel_size": 2}`.
+        dtype, device, attn_implementation, max_pixels, trust_remote_code:
+            As in [`~scoring.policy.load_policy`]; not for a loaded model.
+
+    Raises:
+        `ValueError`: An argument is out of range, or a loaded model comes without its processor.
+        `ImportError`: The backend is not installed.
+
+    Example:
+
+    ```python
+    >>> from q_hawkeye_trl import HawkeyeScorer
+    >>> from q_hawkeye_trl.demo.policy import demo_policy_path
+
+    >>> scorer = HawkeyeScorer(demo_policy_path(), rollouts=8)
+    >>> scorer.score(["a.jpg", "b.png"])  # doctest: +SKIP
+    ```
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike | PreTrainedModel,
+        processor: ProcessorMixin | None = None,
+        *,
+        rollouts: int | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        max_new_tokens: int = 1024,
+        prompt: str | None = None,
+        score_min: float = 1.0,
+        score_max: float = 5.0,
+        backend: str = "transformers",
+        engine_options: dict[str, Any] | None = None,
+        dtype: str | None = None,
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+        max_pixels: int | None = None,
+        trust_remote_code: bool = False,
+    ):
+        _check_at_least_one(rollouts=rollouts, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        if seed < 0:
+            raise ValueError(f"`seed` must be at least 0, got {seed}.")
+        if not score_min < score_max:
+            raise ValueError(f"`score_min` must be below `score_max`, got {score_min} and {score_max}.")
+        if backend not in BACKENDS:
+            raise ValueError(f"Unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}.")
+        self.batch_size, self.rollouts = batch_size, rollouts
+        self.score_min, self.score_max = score_min, score_max
+        asked: dict[str, Any] = {
+            "rollouts": rollouts,
+            "seed": seed,
+            "max_new_tokens": max_new_tokens,
+            "prompt": prompt,
+        }
+        loading: dict[str, Any] = {
+            "dtype": dtype,
+            "max_pixels": max_pixels,
+            "trust_remote_code": trust_remote_code,
+        }
+        self.answer_batch: Any
+        if backend == "vllm":
+            from .vllm_answers import VllmAnswers
+
+            if not isinstance(model, str | os.PathLike):
+                raise ValueError("vLLM loads a model by itself: pass its folder or name, not a loaded model.")
+            self.answer_batch = VllmAnswers(model, engine_options=engine_options, **loading, **asked)
+        else:
+            if engine_options:
+                raise ValueError("`engine_options` are vLLM's: they need backend='vllm'.")
+            if isinstance(model, str | os.PathLike):
+                loading |= {"device": device, "attn_implementation": attn_implementation}
+                model, processor = load_policy(model, **loading)
+            if processor is None:
+                raise ValueError("A loaded model needs its `processor`.")
+            self.answer_batch = TransformersAnswers(model, processor, **asked)
+
+    def score(self, images: Sequence[str | os.PathLike | Image.Image], *, progress: bool = False) -> list[ScoredImage]:
+        """
+        Scores images.
+
+        Args:
+            images (`Sequence[str | os.PathLike | PIL.Image.Image]` of length N):
+                Paths, or images of any mode and size.
+            progress (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar.
+
+        Returns:
+            `list[ScoredImage]` of length N: In the same order. An image that can't be read has its `error`.
+        """
+        scored: list[ScoredImage | None] = [None] * len(images)
+        for number, result in self.score_sources(_sources(images), progress=progress):
+            scored[number] = result
+        return [result for result in scored if result is not None]
+
+    def __call__(self, images: Sequence[str | os.PathLike | Image.Image]) -> list[float]:
+        """
+        Scores images as a reward function does.
+
+        Args:
+            images (`Sequence[str | os.PathLike | PIL.Image.Image]` of length N):
+                As in [`score`].
+
+        Returns:
+            `list[float]` of length N: Scores within the scale, `nan` where no answer had one.
+
+        Raises:
+            `ValueError`: An image can't be read.
+        """
+        scored = self.score(images)
+        for result in scored:
+            if result.error is not None:
+                raise ValueError(f"{result.image}: {result.error}")
+        return [math.nan if result.score is None else result.score for result in scored]
+
+    def score_sources(
+        self,
+        sources: Sequence[ImageSource],
+        *,
+        wanted: Sequence[int] | None = None,
+        share: tuple[int, int] = (0, 1),
+        progress: bool = False,
+    ) -> Iterator[tuple[int, ScoredImage]]:
+        """
+        Scores images one batch after the other, images of like size together. Not more than two batches of images are
+        in memory at a time.
+
+        Args:
+            sources (`Sequence[ImageSource]`):
+                Images.
+            wanted (`Sequence[int]`, *optional*):
+                Their numbers to score. By default all.
+            share (`tuple[int, int]`, *optional*, defaults to `(0, 1)`):
+                Number of this process and count of processes, each of which takes its batches.
+            progress (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar.
+
+        Returns:
+            `Iterator[tuple[int, ScoredImage]]`: Number and score of each image, in the order in which they are done.
+        """
+        numbers = list(range(len(sources))) if wanted is None else list(wanted)
+        each = math.ceil(len(numbers) / share[1])  # so that no process is without work
+        size = min(max(1, self.batch_size // (self.rollouts or 1)), max(1, each))
+        batches = _batches(sources, numbers, size)[share[0] :: share[1]]
+        others = f", process 1 of {share[1]}" if share[1] > 1 else ""
+        bar = tqdm(
+            desc=f"Scoring{others}", total=sum(map(len, batches)), unit="image", disable=not progress, smoothing=0.05
+        )
+        with bar:
+            for batch, images in _loaded_ahead(sources, batches):
+                yield from self._score_batch(sources, batch, images)
+                bar.update(len(batch))
+
+    def _score_batch(
+        self, sources: Sequence[ImageSource], batch: list[int], images: list[Image.Image | Exception]
+    ) -> Iterator[tuple[int, ScoredImage]]:
+        readable = [image for image in images if isinstance(image, Image.Image)]
+        answers = iter(self.answer_batch(readable) if readable else [])
+        for number, image in zip(batch, images, strict=True):
+            name = sources[number].name
+            result: Answers = next(answers) if isinstance(image, Image.Image) else image
+            if isinstance(result, Exception):
+                yield number, ScoredImage(name, error=str(result))
+            else:
+                yield number, score_answers(name, result, score_min=self.score_min, score_max=self.score_max)
+
+
+def _sources(images: Sequence[str | os.PathLike | Image.Image]) -> list[ImageSource]:
+    if isinstance(images, str | os.PathLike | Image.Image):
+        raise ValueError("Expected a list of images, got a single one: put it into a list.")
+    sources: list[ImageSource] = []
+    for number, image in enumerate(images):
+        if isinstance(image, Image.Image):
+            sources.append(MemorySource(image, f"image {number}"))
+        else:
+            sources.append(FileSource(os.fspath(image)))
+    return sources
+
+
+def _batches(sources: Sequence[ImageSource], numbers: list[int], size: int) -> list[list[int]]:
+    """Cuts images, sorted by size so that little padding is needed, into batches of a count and of a sum of pixels."""
+    sizes = {number: sources[number].pixels() for number in numbers}
+    ordered = sorted(numbers, key=lambda number: (sizes[number][0] * sizes[number][1], sizes[number], number))
+    batches: list[list[int]] = []
+    pixels = 0
+    for number in ordered:
+        own = sizes[number][0] * sizes[number][1]
+        if not batches or len(batches[-1]) == size or pixels + own > _BATCH_PIXELS:
+            batches.append([])
+            pixels = 0
+        batches[-1].append(number)
+        pixels += own
+    return batches
+
+
+def _loaded_ahead(
+    sources: Sequence[ImageSource], batches: list[list[int]]
+) -> Iterator[tuple[list[int], list[Image.Image | Exception]]]:
+    # the next batch is read and decoded while the model answers the present one
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        waiting: deque[tuple[list[int], list[Future]]] = deque()
+        try:
+            for batch in batches:
+                waiting.append((batch, [pool.submit(_load, sources[number]) for number in batch]))
+                if len(waiting) > 1:
+                    ready, futures = waiting.popleft()
+                    yield ready, [future.result() for future in futures]
+            for ready, futures in waiting:
+                yield ready, [future.result() for future in futures]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(source: ImageSource) -> Image.Image | Exception:
+    try:
+        return source.load()
+    except (ValueError, OSError) as error:
+        return error
+
+
+def _check_at_least_one(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
