@@ -57,7 +57,11 @@ def check_mos(values: Any, score_min: float, score_max: float) -> None:
         `ValueError`: A score is missing, NaN or outside of the scale; the message names the row.
     """
     for row, value in enumerate(values):
-        if not isinstance(value, numbers.Real) or not math.isfinite(value) or not score_min <= float(value) <= score_max:
+        if (
+            not isinstance(value, numbers.Real)
+            or not math.isfinite(value)
+            or not score_min <= float(value) <= score_max
+        ):
             raise ValueError(
                 f"mos of row {row} is {value!r}, expected a number in [{score_min}, {score_max}]; bring it to that "
                 "scale (it is never clamped), or set score_min and score_max to the scale of the data."

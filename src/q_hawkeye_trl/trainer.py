@@ -413,7 +413,10 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         if self.validation is None:
             return super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        return self.validation.evaluate(self, dataloader.dataset, metric_key_prefix)
+        rows = dataloader.dataset
+        return self.validation.evaluate(
+            self, rows.dataset if isinstance(rows, DecodeOnce) else rows, metric_key_prefix
+        )
 
     # Checkpoints
 
