@@ -16,6 +16,7 @@ images are measured while it trains, and the best checkpoint is kept and loaded 
 """
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from q_hawkeye_trl.callbacks import (
     MetricsFileCallback,
     read_metrics,
 )
-from q_hawkeye_trl.checkpoints import last_whole_checkpoint
+from q_hawkeye_trl.checkpoints import checkpoint_problem, last_whole_checkpoint
 from q_hawkeye_trl.data.folder import check_rows, load_folder
 from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.policy import demo_policy_path
@@ -45,7 +46,7 @@ from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
 from q_hawkeye_trl.evaluation.validation import BEST_METRIC, Validation
 from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.model_card import CARD_FILE, data_part, recipe_of, write_model_card
-from q_hawkeye_trl.recipe import check_recipe
+from q_hawkeye_trl.recipe import check_recipe, split_recipe
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
 from q_hawkeye_trl.rewards import get_reward
 from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder
@@ -69,6 +70,9 @@ class ScriptArguments:
     synthetic_dir: str = field(
         default="runs/synthetic_koniq10k",
         metadata={"help": "Where the synthetic set is written when neither data_dir nor dataset is given."},
+    )
+    allow_missing: int = field(
+        default=0, metadata={"help": "So many images of a split of data_dir may be missing; their rows are left out."}
     )
     mos_scale: str = field(
         default="deqa",
@@ -118,7 +122,13 @@ class ScriptArguments:
 
     def __post_init__(self):
         if isinstance(self.reward_parameters, str):
-            self.reward_parameters = json.loads(self.reward_parameters)
+            try:
+                self.reward_parameters = json.loads(self.reward_parameters)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"reward_parameters is not JSON ({error}); write '{{\"accuracy\": ...}}'.") from error
+        for name in ("held_out_images", "validation_images"):
+            if (count := getattr(self, name)) is not None and count < 2:
+                raise ValueError(f"{name} is {count}; give at least 2, or leave it out to measure on all images.")
         if self.data_dir is not None and self.dataset is not None:
             raise ValueError("data_dir and dataset are both given; keep one.")
         unused = set(self.reward_parameters or {}) - set(self.rewards)
@@ -133,8 +143,9 @@ def main() -> None:
     script_args, training_args, model_args, is_default = parse_arguments()
 
     # Folders
-    resume = training_args.resume_from_checkpoint
-    choice = [choose_run_folder(training_args.output_dir, resume=bool(resume), numbered=is_default)]
+    resume = resume_choice(training_args.resume_from_checkpoint)
+    goes_on = resume == "true" or (resume is not None and Path(training_args.output_dir) in Path(resume).parents)
+    choice = [choose_run_folder(training_args.output_dir, resume=goes_on, numbered=is_default)]
     training_args.output_dir = str(broadcast_object_list(choice)[0])  # one choice for all ranks
     create_run_folder(training_args.output_dir)
     checkpoint = find_checkpoint(resume, training_args.output_dir)
@@ -153,7 +164,7 @@ def main() -> None:
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
-    }
+    } | (training_args.model_init_kwargs or {})
     limits = {} if script_args.max_pixels is None else {"max_pixels": script_args.max_pixels}
     processor = AutoProcessor.from_pretrained(
         policy, padding_side="left", trust_remote_code=training_args.trust_remote_code, **limits
@@ -197,22 +208,29 @@ def main() -> None:
 
 def parse_arguments() -> tuple[ScriptArguments, HawkeyeGRPOConfig, ModelConfig, bool]:
     """Reads the recipe and the command line; without `--config` the demo's recipe gives the defaults."""
-    arguments = sys.argv[1:]
-    if "--config" not in arguments:
-        arguments = ["--config", str(DEMO_RECIPE), *arguments]
-    parser = TrlParser((ScriptArguments, HawkeyeGRPOConfig, ModelConfig))
-    check_recipe(arguments[arguments.index("--config") + 1], {action.dest for action in parser._actions})
-    parsed = parser.parse_args_and_config(arguments)
-    return *parsed, "--config" not in sys.argv and "--output_dir" not in sys.argv
+    recipe, arguments, is_default = split_recipe(sys.argv[1:], DEMO_RECIPE)
+    parser = TrlParser((ScriptArguments, HawkeyeGRPOConfig, ModelConfig), allow_abbrev=False)
+    check_recipe(recipe, {action.dest for action in parser._actions})
+    parser.epilog = "--config FILE names a recipe, a YAML file whose keys are these options."
+    parsed = parser.parse_args_and_config(["--config", str(recipe), *arguments])
+    return *parsed, is_default
+
+
+def resume_choice(value: str | bool | None) -> str | None:
+    """Reads `--resume_from_checkpoint`: `None`, `"true"`, or the path of a checkpoint."""
+    text = str(value).lower()
+    if text in ("none", "false"):
+        return None
+    return "true" if text == "true" else str(value)
 
 
 def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
-    """Turns `--resume_from_checkpoint` (nothing, `true` or a path) into the checkpoint's folder."""
-    if resume is None or str(resume).lower() == "false":
-        return None
-    if str(resume).lower() == "true":
-        return str(last_whole_checkpoint(output_dir))
-    return str(resume)
+    """Turns what [`resume_choice`] read into the checkpoint's folder."""
+    if resume is None or resume == "true":
+        return None if resume is None else str(last_whole_checkpoint(output_dir))
+    if problem := checkpoint_problem(resume):
+        raise ValueError(f"{resume} is not a whole checkpoint ({problem}); name another one.")
+    return resume
 
 
 def load_data(
@@ -236,8 +254,9 @@ def load_data(
     if data_dir is None:
         data_dir = script_args.synthetic_dir
         write_synthetic_koniq(data_dir)
+    options = {"scale": script_args.mos_scale, "allow_missing": script_args.allow_missing}
     train, validation, held_out = (
-        None if split is None else load_koniq(data_dir, split, scale=script_args.mos_scale)
+        None if split is None else load_koniq(data_dir, split, **options)
         for split in ("training", validation_split, script_args.held_out_split)
     )
     return train, validation, held_out
@@ -391,4 +410,9 @@ def source_of(script_args: ScriptArguments) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:  # bad input: its message, without the way to it
+        if os.environ.get("Q_HAWKEYE_TRACEBACK"):
+            raise
+        sys.exit(f"train_koniq.py: {error}")

@@ -64,12 +64,16 @@ def test_last_whole_checkpoint_counts_by_number(tmp_path):
     assert last_whole_checkpoint(tmp_path).name == "checkpoint-100"
 
 
-@pytest.mark.parametrize("damage", ["no state", "cut state", "cut weights", "empty weights"])
+@pytest.mark.parametrize("damage", ["no state", "cut state", "cut weights", "empty weights", "no weights", "no shard"])
 def test_damaged_checkpoints_are_passed_over(tmp_path, damage):
     good, bad = checkpoint(tmp_path, 1), checkpoint(tmp_path, 2)
     weights, state = bad / "model.safetensors", bad / "trainer_state.json"
     if damage == "no state":
         state.unlink()
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "no shard":
+        (bad / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "model-2.safetensors"}}))
     elif damage == "cut state":
         state.write_text(state.read_text()[:-3])
     else:

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -191,7 +192,7 @@ def test_prepared_data_without_a_validation_split(koniq_folder, tmp_path, monkey
     options = ["--dataset", tmp_path / "data", *TINY, "--max_steps", "1"]
     run_script(monkeypatch, *options, "--output_dir", tmp_path / "run")
     assert "Training without validation" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no split 'validation'"):
+    with pytest.raises(SystemExit, match="no split 'validation'"):
         run_script(monkeypatch, *options, "--output_dir", tmp_path / "other", "--validation_split", "validation")
 
 
@@ -205,6 +206,10 @@ def test_checkpoints_between_validations_keep_the_last_model(koniq_folder, tmp_p
 
 ERRORS = {
     "unknown option": (["--uncertainty_alfa", "1"], "uncertainty_alfa"),
+    "shortened option": (["--uncertainty_alph", "1"], "uncertainty_alph"),
+    "option that is no JSON": (["--reward_parameters", "{tau: 1}"], "reward_parameters is not JSON"),
+    "no held-out images": (["--held_out_images", "0"], "held_out_images is 0; give at least 2"),
+    "unknown attention": (["--model_init_kwargs", '{"attn_implementation": "nonsense"}'], "nonsense"),
     "unknown reward": (["--rewards", "accuracy", "beauty"], "beauty.*accuracy"),
     "unused reward parameter": (["--reward_parameters", '{"rank": {}}'], "rank"),
     "unknown reward parameter": (["--reward_parameters", '{"accuracy": {"sigma": 1}}'], "sigma.*tau"),
@@ -217,27 +222,58 @@ ERRORS = {
 
 @pytest.mark.parametrize(("arguments", "message"), ERRORS.values(), ids=ERRORS.keys())
 def test_bad_arguments(koniq_folder, tmp_path, monkeypatch, arguments, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(SystemExit, match=message):
         run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", tmp_path / "run", *TINY, *arguments)
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_truncated_image_is_named(koniq_folder, tmp_path, monkeypatch):
+    data = tmp_path / "koniq10k"
+    shutil.copytree(koniq_folder, data)
+    (images,) = (path for path in data.iterdir() if path.is_dir())
+    for name in load_koniq(data)["image_id"]:
+        cut_in_half(images / name)
+    with pytest.raises(SystemExit, match=r"\.\w+ is not a readable image .*truncated.*fetch the file again"):
+        run_script(monkeypatch, "--data_dir", data, "--output_dir", tmp_path / "run", *TINY)
+
+
+@pytest.mark.parametrize("form", ["--config={}", "--config {}"])
+def test_recipe_is_named_in_either_form(koniq_folder, tmp_path, monkeypatch, form):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "rewards": "accuracy"}))
+    with pytest.raises(SystemExit, match="rewards is the text 'accuracy'; give a list"):
+        run_script(monkeypatch, *form.format(recipe).split(), "--data_dir", koniq_folder)
+
+
+@pytest.mark.parametrize("value", ["false", "elsewhere/checkpoint-1"])
+def test_a_finished_run_is_overwritten_by_no_form_of_resuming(koniq_folder, tmp_path, monkeypatch, value):
+    (tmp_path / "summary.json").write_text("precious")
+    options = [f"--output_dir={tmp_path}", *TINY, "--resume_from_checkpoint", value]
+    with pytest.raises(SystemExit, match=r"not empty.*name another folder"):
+        run_script(monkeypatch, "--data_dir", koniq_folder, *options)
+    assert (tmp_path / "summary.json").read_text() == "precious"
 
 
 def test_unknown_key_of_a_recipe(koniq_folder, tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "uncertainty_alfa": 1.0}))
-    with pytest.raises(ValueError, match=r"recipe.yaml has the unknown key 'uncertainty_alfa'.*'uncertainty_alpha'"):
+    with pytest.raises(SystemExit, match=r"recipe.yaml has the unknown key 'uncertainty_alfa'.*'uncertainty_alpha'"):
         run_script(monkeypatch, "--config", recipe, "--data_dir", koniq_folder)
 
 
 def test_results_of_another_run_are_not_overwritten(koniq_folder, tmp_path, monkeypatch):
     (tmp_path / "summary.json").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"not empty.*name another folder"):
+    with pytest.raises(SystemExit, match=r"not empty.*name another folder"):
         run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", tmp_path, *TINY)
     assert (tmp_path / "summary.json").read_text() == "precious"
 
 
 def test_folder_that_cannot_be_written_to(koniq_folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"can't be written to.*name a writable folder"):
+    with pytest.raises(SystemExit, match=r"can't be written to.*name a writable folder"):
         run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", tmp_path / "file" / "run", *TINY)
 
 

@@ -9,6 +9,9 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+WEIGHTS = ("*.safetensors", "pytorch_model*", "adapter_model*", "global_step*")
+"""What holds the weights: of a model or adapter, of FSDP, of DeepSpeed."""
+
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path:
     """
@@ -30,7 +33,9 @@ def last_whole_checkpoint(output_dir: str | Path) -> Path:
         if problem is None:
             return folder
         logger.warning(f"{folder} is not whole ({problem}); an older checkpoint is used.")
-    raise FileNotFoundError(f"{output_dir} holds no whole checkpoint to resume from; start without it.")
+    raise FileNotFoundError(
+        f"{output_dir} holds no whole checkpoint to resume from; start anew in another output_dir."
+    )
 
 
 def checkpoint_problem(checkpoint: str | Path) -> str | None:
@@ -49,6 +54,12 @@ def checkpoint_problem(checkpoint: str | Path) -> str | None:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text())  # the trainer writes it last
     except (OSError, ValueError) as error:
         return f"{TRAINER_STATE_NAME}: {error}"
+    if not any(next(checkpoint.glob(pattern), None) for pattern in WEIGHTS):
+        return "it holds no weights"
+    for index in checkpoint.glob("*.safetensors.index.json"):
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        if missing := sorted(name for name in shards if not (checkpoint / name).is_file()):
+            return f"{missing[0]} is missing, which {index.name} names"
     for weights in checkpoint.glob("*.safetensors"):
         try:
             with safe_open(weights, framework="pt"):  # checks the header against the file's size

@@ -11,6 +11,7 @@ from trl.trainer.utils import split_pixel_values_by_grid
 
 from .data.degradations import degraded_views, pixel_hash
 from .data.folder import check_pair
+from .data.images import to_rgb
 from .data.messages import message_images, with_images
 
 _LAYOUT_KEYS = ("image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids")
@@ -70,6 +71,7 @@ def at_model_size(image: Image.Image, processing_class: ProcessorMixin, grid: to
         return image
     else:
         size = (processor.size["width"], processor.size["height"])
+    image = to_rgb(image)  # a palette would be resized by nearest neighbours
     # with the processor's own filter: another one would change the image before any degradation does
     return image if image.size == size else image.resize(size, processor.resample)
 

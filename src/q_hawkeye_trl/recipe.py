@@ -1,10 +1,35 @@
 """Recipes: YAML files whose every key is an option of the training script."""
 
-from collections.abc import Collection
+import argparse
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
+
+LISTS = ("degradations", "rewards")
+"""Keys that hold a list, which YAML takes for a text where the brackets are forgotten."""
+
+
+def split_recipe(arguments: Sequence[str], default: str | Path) -> tuple[Path, list[str], bool]:
+    """
+    Takes `--config` out of a command line, in both of its forms.
+
+    Args:
+        arguments (`Sequence[str]`):
+            Command line without the program's name.
+        default (`str` or `Path`):
+            Recipe where none is named.
+
+    Returns:
+        `tuple[Path, list[str], bool]`: The recipe, the other arguments, and whether the run is wholly the default one:
+        neither a recipe nor an output folder is named.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    found, others = parser.parse_known_args(arguments)
+    named_folder = any(argument.split("=")[0] == "--output_dir" for argument in others)
+    return found.config or Path(default), others, found.config is None and not named_folder
 
 
 def check_recipe(path: str | Path, options: Collection[str]) -> None:
@@ -35,3 +60,5 @@ def check_recipe(path: str | Path, options: Collection[str]) -> None:
             near = get_close_matches(str(key), options, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"Recipe {path} has the unknown key {key!r}{hint}")
+        if key in LISTS and isinstance(recipe[key], str):
+            raise ValueError(f"Recipe {path}: {key} is the text {recipe[key]!r}; give a list: [{recipe[key]}].")

@@ -12,6 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ..text import quality_messages
+from .named_images import name_images
 
 _IMAGE_COLUMNS = ("image", "images", "degraded_image", "degraded_images")
 _TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
@@ -40,7 +41,7 @@ def load_folder(path: str | os.PathLike, split: str | None = None) -> Dataset:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no folder {path}: pass a folder of prepared data.")
-    dataset = _with_images(_one_split(_read(path), split, path), path)
+    dataset = name_images(_with_images(_one_split(_read(path), split, path), path))
     if "prompt" not in dataset.column_names:
         dataset = dataset.add_column("prompt", [quality_messages() for _ in range(len(dataset))])
     if "image_id" not in dataset.column_names:

@@ -16,6 +16,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from ..text import quality_messages
+from .named_images import name_images
 from .scales import koniq_mos, mean_opinion
 
 SETS_FILE = "koniq10k_distributions_sets.csv"
@@ -118,7 +119,7 @@ def load_koniq(
         "mos_scale": [scale] * len(rows),
         "mos_std": [labels[i].std for i in rows],
     }
-    return Dataset.from_dict(columns).cast_column("image", Image())
+    return name_images(Dataset.from_dict(columns).cast_column("image", Image()))
 
 
 def read_koniq_labels(path: str | os.PathLike) -> list[KoniqLabel]:
