@@ -5,6 +5,8 @@ import sys
 import typer
 
 from .. import __version__
+from .pair import pair
+from .review import review
 
 app = typer.Typer(
     name="q-hawkeye",
@@ -29,6 +31,10 @@ def _options(
     ),
 ) -> None:
     """Options before the command."""
+
+
+app.command()(pair)
+app.command()(review)
 
 
 def main() -> None:
