@@ -130,7 +130,9 @@ def build_page(gradio: ModuleType, data: ReviewData) -> Any:
                 "next": gradio.Button("Skip", elem_id="next"),
                 "undo": gradio.Button("Undo", elem_id="undo"),
             }
-        keyboard = gradio.Checkbox(label="Keys: A accept, R reject, U undo, arrows", value=False, container=False, elem_id="keyboard")
+        keyboard = gradio.Checkbox(
+            label="Keys: A accept, R reject, U undo, arrows", value=False, container=False, elem_id="keyboard"
+        )
         keyboard.change(None, keyboard, None, js="(on) => { window.reviewKeys = on; }")
         # The browser sends the pair that it shows along with each click, so that a second click that was meant for
         # this pair never decides about the next one.

@@ -185,10 +185,10 @@ def _limited(source: dict[str, Dataset], settings: PairSettings) -> dict[str, Da
 
 
 def _check_request(data: Path, source: dict[str, Dataset], settings: PairSettings) -> None:
-    unknown = [name for name in settings.splits or () if name not in source]
-    if unknown or (settings.splits is not None and SINGLE in source):
+    unknown = [name for name in settings.splits or () if name not in source or name == SINGLE]
+    if unknown:
         known = f"its splits are {', '.join(source)}" if SINGLE not in source else "it has no splits"
-        raise ValueError(f"{data} has no split {', '.join(unknown) or SINGLE!r}; {known}.")
+        raise ValueError(f"{data} has no split {', '.join(unknown)}; {known}.")
     with_pairs = [name for name, split in source.items() if "degraded_image" in split.column_names]
     if with_pairs and settings.decisions is None:
         raise ValueError(
