@@ -25,4 +25,8 @@ def review(
     """
     from ..pairs.review import serve_review
 
-    serve_review(folder, decisions, host=host, port=port, follow_links=follow_links, open_browser=open_browser)
+    try:
+        serve_review(folder, decisions, host=host, port=port, follow_links=follow_links, open_browser=open_browser)
+    except ImportError as error:
+        typer.echo(f"q-hawkeye: {error}", err=True)
+        raise typer.Exit(1) from error
