@@ -47,9 +47,9 @@ def wait_for(condition, seconds=60):
 @pytest.mark.slow
 def test_kill_9_at_random_points_20_times(tmp_path):
     """Runs are killed until 20 were; the last one is left alone. Its folder equals that of a run nobody disturbed."""
-    images = [tmp_path / f"{n}.jpg" for n in range(400)]
+    images = [tmp_path / f"{n}.jpg" for n in range(1000)]
     for n, file in enumerate(images):
-        picture(n, (160, 120)).save(file, quality=92)
+        picture(n % 50, (160 + n // 50, 120)).save(file, quality=92)
     data = save(tmp_path / "data", dataset(images))
     started = time.monotonic()
     with start(data, tmp_path / "whole") as process:
@@ -60,7 +60,7 @@ def test_kill_9_at_random_points_20_times(tmp_path):
     while killed < 20:
         with start(data, out, workers=rng.choice([1, 2])) as process:
             try:
-                process.wait(rng.uniform(0.3, 1.0) * seconds / 3)
+                process.wait(rng.uniform(0.15, 0.7) * seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -77,7 +77,7 @@ def test_kill_9_at_random_points_20_times(tmp_path):
     whole = files_of(tmp_path / "whole")
     assert files_of(out) == whole
     assert not (tmp_path / ".out.unfinished").exists()
-    assert len(load_from_disk(str(out))) == 400
+    assert len(load_from_disk(str(out))) == 1000
 
 
 @pytest.mark.slow

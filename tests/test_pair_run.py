@@ -253,6 +253,48 @@ def test_a_second_run_only_tries_what_failed_and_ends_like_an_unbroken_one(tmp_p
     assert load_from_disk(str(tmp_path / "out"))._fingerprint != old  # caches of `datasets` must not serve old rows
 
 
+@pytest.mark.parametrize("moment", ["write_records", "write_dataset_files", "card_text", "os.rename"])
+def test_a_run_killed_while_it_finishes_goes_on(tmp_path, monkeypatch, moment):
+    data = save(tmp_path / "data", dataset([picture(n) for n in range(6)]))
+    make(data, tmp_path / "whole")
+    calls = []
+
+    def killed(*arguments):
+        calls.append(arguments)
+        raise _Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"q_hawkeye_trl.pairs.run.{moment}", killed)
+        with pytest.raises(_Interrupted):
+            make(data, tmp_path / "out")
+    assert len(calls) == 1
+    assert not (tmp_path / "out").exists()
+    assert make(data, tmp_path / "out").made == 0  # every chunk was done
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_a_second_run_killed_before_its_manifest_is_whole_goes_on(tmp_path, monkeypatch):
+    files = [tmp_path / f"{n}.png" for n in range(6)]
+    for n, file in enumerate(files):
+        picture(n).save(file)
+    data = save(tmp_path / "data", dataset(files))
+    make(data, tmp_path / "whole")
+    hidden = files[5].rename(tmp_path / "hidden.png")
+    make(data, tmp_path / "out")
+    hidden.rename(files[5])
+
+    def killed(*arguments):
+        raise _Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr("q_hawkeye_trl.pairs.run.write_records", killed)
+        with pytest.raises(_Interrupted):
+            make(data, tmp_path / "out")
+    assert views_of(tmp_path / "out")["5.png"]  # the chunk is there, though the manifest does not know it yet
+    make(data, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     data = save(tmp_path / "data", dataset([picture(0)]))
     make(data, tmp_path / "whole")
