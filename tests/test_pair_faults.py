@@ -114,7 +114,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tmp_path, small_disk, workers):
     data = save(tmp_path / "data", dataset([picture(n, (160, 120)) for n in range(160)]))
     make_pairs(data, tmp_path / "whole", PairSettings(), progress=False)

@@ -14,6 +14,7 @@ import pytest
 
 from pair_sets import dataset, picture, save
 from q_hawkeye_trl.pairs.decisions import read_decisions
+from q_hawkeye_trl.pairs.manifest import read_manifest
 from q_hawkeye_trl.pairs.run import make_pairs
 from q_hawkeye_trl.pairs.settings import PairSettings
 
@@ -185,7 +186,10 @@ def test_keys_slider_filters_and_a_double_click(server, page):
     page.wait_for_selector("#info .badge.accepted")
     choose(page, "state", "all")
     choose(page, "order", "in order")
-    choose(page, "kind", "darken")
+    choose(page, "kind", "darken")  # while the filters before are still at work
+    darkened = sum("darken" in line["operation"] for line in read_manifest(server.folder).to_pylist())
+    expected = f"{darkened} with these filters"
+    page.wait_for_function("text => document.querySelector('#progress').innerText.includes(text)", arg=expected)
     page.wait_for_function("document.querySelector('#info dl')?.innerText.includes('darken')")
     choose(page, "verdict", "ok")
     choose(page, "state", "undecided")

@@ -6,10 +6,13 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from PIL import Image
 
 from .decisions import DECISIONS_FILE
 from .review_data import MAX_SIDE, ORDERS, STATES, Filters, ReviewData
@@ -18,6 +21,7 @@ from .review_guard import OnlyThePage
 _FILTERS = ("state", "kind", "severity", "verdict", "dataset", "order")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ASSETS = Path(__file__).parent
+_COPIES = 200
 
 
 def serve_review(
@@ -60,7 +64,7 @@ def serve_review(
     cache = _make_cache(path.parent)
     try:
         os.environ["GRADIO_TEMP_DIR"] = str(cache)
-        page = build_page(gradio, data)
+        page = build_page(gradio, data, cache)
         if host not in _LOOPBACK:
             print(f"Everybody who can reach {host}:{port} can see these pictures and decide about them.")
         page.launch(
@@ -89,7 +93,7 @@ def serve_review(
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def build_page(gradio: ModuleType, data: ReviewData) -> Any:
+def build_page(gradio: ModuleType, data: ReviewData, cache: Path) -> Any:
     """
     Builds the page.
 
@@ -98,11 +102,13 @@ def build_page(gradio: ModuleType, data: ReviewData) -> Any:
             The library.
         data ([`ReviewData`]):
             The pairs.
+        cache (`Path`):
+            Folder of the page's own copies of pictures.
 
     Returns:
         `gradio.Blocks`
     """
-    with gradio.Blocks(title="Review pairs", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)) as page:
+    with gradio.Blocks(title="Review pairs", analytics_enabled=False, fill_width=True) as page:
         progress = gradio.HTML(elem_id="progress")
         filters = _filter_row(gradio, data)
         with gradio.Row(equal_height=False):
@@ -138,22 +144,24 @@ def build_page(gradio: ModuleType, data: ReviewData) -> Any:
         # this pair never decides about the next one.
         shown = gradio.Textbox(visible="hidden", elem_id="shown")
         outputs = [shown, progress, info, original, view, slider]
-        handlers = _Handlers(gradio, data)
+        handlers = _Handlers(gradio, data, cache)
         inputs, options = [shown, *filters], {"api_visibility": "private", "show_progress": "hidden"}
         page.load(handlers.first, inputs, outputs, **options)
         for name, button in buttons.items():
             button.click(getattr(handlers, name), inputs, outputs, **options)
         for choice in filters:
-            choice.input(handlers.first, inputs, outputs, **options)
+            # a filter that is set while another one is still at work counts; a second click on a button does not
+            choice.input(handlers.first, inputs, outputs, trigger_mode="always_last", **options)
     return page
 
 
 class _Handlers:
     """What happens on each click; the first argument is the pair that the browser shows."""
 
-    def __init__(self, gradio: ModuleType, data: ReviewData):
+    def __init__(self, gradio: ModuleType, data: ReviewData, cache: Path):
         self.gradio = gradio
         self.data = data
+        self.cache = cache
 
     def first(self, shown: str, *filters: str) -> list:
         """Shows the first pair of the filters, or stays at the one that is shown when they let it through."""
@@ -207,10 +215,25 @@ class _Handlers:
         if name not in self.data.by_id:
             done = "<div class='notice'>No pair is left with these filters.</div>"
             return ["", progress, done, None, None, None]
-        pictures = self.data.pictures(name)
-        info = _info_html(self.data.by_id[name], self.data.state(name), pictures.problem)
-        both = None if pictures.original is None else (pictures.original, pictures.view)
-        return [name, progress, info, pictures.original, pictures.view, both]
+        pair, pictures = self.data.by_id[name], self.data.pictures(name)
+        info = _info_html(pair, self.data.state(name), pictures.problem)
+        if pictures.original is None or pictures.view is None:
+            return [name, progress, info, None, None, None]
+        original = self._copy(pictures.original, pair["pixel_hash"])
+        view = self._copy(pictures.view, pair["degraded_pixel_hash"])
+        return [name, progress, info, original, view, (original, view)]
+
+    def _copy(self, image: Image.Image, digest: str) -> str:
+        # A quick PNG once, which both tabs show: Gradio would compress each picture twice, and slowly.
+        path = self.cache / f"{digest}.png"
+        if not path.exists():
+            partial = self.cache / f"{digest}.{threading.get_ident()}.partial"
+            image.save(partial, "PNG", compress_level=1)
+            partial.replace(path)
+        old = sorted(self.cache.glob("*.png"), key=lambda file: file.stat().st_mtime)[:-_COPIES]
+        for file in old:
+            file.unlink(missing_ok=True)
+        return str(path)
 
 
 def _filter_row(gradio: ModuleType, data: ReviewData) -> list:
