@@ -21,7 +21,7 @@ from .manifest import records_table, write_records
 
 PARTS = ".parts"
 REDO = ".redo"
-ROWS_PER_CHUNK = 64
+ROWS_PER_CHUNK = 32
 CHUNKS_PER_SPLIT = 1000
 
 
@@ -55,7 +55,7 @@ class Chunk(NamedTuple):
 
 def cut_chunks(split: str, rows: int) -> list[Chunk]:
     """
-    Cuts a split: 64 rows a chunk, more where that would give over 1,000 chunks.
+    Cuts a split: 32 rows a chunk, more where that would give over 1,000 chunks.
 
     Args:
         split (`str`):
