@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="rounds, of which the fastest counts")
     parser.add_argument("--degradations", default="release", help="as for q-hawkeye pair")
     args = parser.parse_args()
+    disable_progress_bars()
     packages = ("q-hawkeye-trl", "numpy", "pillow", "scikit-image", "datasets")
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
     print(", ".join(f"{name} {version(name)}" for name in packages))

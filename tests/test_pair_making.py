@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pair_sets import picture, png
-from q_hawkeye_trl.data.degradations import degrade, pixel_hash, view_seed
+from q_hawkeye_trl.data.degradations import degrade, degraded_view, pixel_hash, view_seed
 from q_hawkeye_trl.pairs.decisions import PairKey
 from q_hawkeye_trl.pairs.judge import JudgeError, Verdict
 from q_hawkeye_trl.pairs.making import PairMaker, SourceRow
@@ -24,6 +24,14 @@ def test_a_visible_pair_is_done_after_two_stages():
     assert (pair.record["stage"], pair.record["verdict"], pair.record["operation"]) == ("once", "ok", "jpeg@5")
     assert pair.record["first_operation"] is None
     assert (pair.record["split"], pair.record["row"], pair.record["image_id"]) == ("train", 7, "a.png")
+
+
+def test_a_pair_is_the_view_that_the_trainer_makes_in_its_first_epoch():
+    names = ["jpeg@5", "gaussian_noise@4", "darken@4"]
+    for n in range(4):
+        record = made(picture(n), degradations=names, seed=6).record
+        view, name = degraded_view(picture(n), names, degradation_seed=6, epoch=0)
+        assert (record["operation"], record["degraded_pixel_hash"]) == (name, pixel_hash(view))
 
 
 def test_a_mild_pair_gets_a_second_kind_on_top_of_the_first():

@@ -300,6 +300,9 @@ def _number(value: float | None, digits: int, unit: str = "") -> str:
 def _import_gradio() -> ModuleType:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # Gradio looks at its own page when it starts, which a proxy could not reach.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
     try:
         import gradio
     except ImportError as error:
