@@ -27,7 +27,7 @@ def test_a_run_says_what_came_out_and_its_exit_status_whether_anything_is_missin
     assert done.returncode == 1
     assert "4 rows, 4 of them made now" in done.stdout
     assert "error: [bold]d: the embedded image is not a readable image" in " ".join(done.stdout.split())
-    assert "1 rows are unfinished" in done.stdout
+    assert "Unfinished rows: 1." in done.stdout
     assert "Traceback" not in done.stderr
     assert {line["operation"] for line in read_manifest(tmp_path / "out").to_pylist()[:3]} <= {
         "jpeg@3",

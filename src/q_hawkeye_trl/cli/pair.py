@@ -127,18 +127,16 @@ def _print(summary) -> None:
         table.add_row(verdict, f"{count:,}", VERDICTS[verdict])
     console.print(table)
     if summary.strengthened:
-        console.print(f"{summary.strengthened:,} pairs came out too mild and got a second degradation.")
+        console.print(f"Too mild at first and strengthened by a second degradation: {summary.strengthened:,}")
     for image_id, note in summary.notes:
         console.print(f"note: {escape(_short(image_id))}: {escape(note)}")
     for image_id, verdict, why in summary.problems:
         console.print(f"{verdict}: {escape(_short(image_id))}: {escape(str(why))}")
     if summary.unfinished:
-        listed = f" ({len(summary.problems)} listed)" if summary.unfinished > len(summary.problems) else ""
-        console.print(
-            f"{summary.unfinished:,} rows are unfinished{listed}; they are kept, and the same command tries again."
-        )
+        listed = f", of which {len(summary.problems)} are listed" if summary.unfinished > len(summary.problems) else ""
+        console.print(f"Unfinished rows: {summary.unfinished:,}{listed}. They are kept; the same command tries again.")
     if summary.unused_decisions:
-        console.print(f"{summary.unused_decisions:,} decisions are about pairs that are not in these data.")
+        console.print(f"Decisions about pairs that are not in these data: {summary.unused_decisions:,}")
     if summary.verdicts.get("too_mild"):
         console.print("Look at the pairs that are still too mild: q-hawkeye review, or leave them out by --drop-mild.")
     console.print(f"In {escape(str(summary.folder))}: the rows with degraded_image, pairs.parquet, README.md")
