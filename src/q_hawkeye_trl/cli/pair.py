@@ -1,9 +1,12 @@
 """`q-hawkeye pair`: degraded views for the rows of a prepared folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ..pairs.run import PairSummary
 
 JUDGE = "Judge"
 DECISIONS = "People's decisions"
@@ -111,7 +114,7 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _print(summary) -> None:
+def _print(summary: "PairSummary") -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

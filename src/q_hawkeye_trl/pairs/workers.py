@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from tqdm import tqdm
 
 from .chunks import Chunk, write_chunk
@@ -174,6 +174,7 @@ _worker: Worker | None = None
 
 def _begin(job: Job, done: Any, stop: Any, parent: int) -> None:
     global _worker
+    disable_progress_bars()  # of `datasets`: each worker would draw one over ours
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process is told, and stops all
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
