@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -140,6 +143,12 @@ def test_passing_failures_are_tried_again_and_lasting_ones_are_told(server):
     assert len(server.requests) == 7
 
 
+def test_offline_mode_is_told_at_once(server, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"):
+        ask(server)
+
+
 def test_an_endpoint_that_is_not_there(server):
     judge = build_judge(JudgeSettings("j", "http://127.0.0.1:1/v1"))
     for _ in range(judge_module.FAILURES_IN_A_ROW):
@@ -255,6 +264,23 @@ def test_verdicts_are_stored_as_they_come(tmp_path, server, monkeypatch):
     asked = len(server.requests)
     run(tmp_path, server)
     assert len(server.requests) == asked + 8 - len(stored)  # none of those again
+
+
+def test_the_command_asks_an_endpoint_from_two_workers(tmp_path, server):
+    data = save(tmp_path / "data", dataset([picture(n, (32, 24)) for n in range(40)]))  # two chunks
+    server.answers = lambda first, second: SAME if int(first, 16) % 2 else DIFFERENT  # to its odd pairs, always
+    command = [sys.executable, "-m", "q_hawkeye_trl", "pair", "--data", data, "--out", tmp_path / "out"]
+    command += ["--workers", "2", "--judge", "some/judge", "--judge-url", server.url, "--degradations", "jpeg@5"]
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = read_manifest(tmp_path / "out").to_pylist()
+    odd = [int(line["pixel_hash"], 16) % 2 == 1 for line in lines]
+    assert 5 < sum(odd) < 35
+    assert [line["verdict"] == "too_mild" for line in lines] == odd
+    assert [line["first_reason"] for line in lines] == ["judge" if o else None for o in odd]
+    assert len(server.requests) == 40 + sum(odd)  # the strengthened ones twice, nothing else again
+    assert len(list(read_lines(tmp_path / "out" / "verdicts.jsonl"))) == len(server.requests)
 
 
 def test_the_address_may_change_but_not_the_judge(tmp_path, server):

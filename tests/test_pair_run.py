@@ -19,6 +19,7 @@ from pair_sets import dataset, picture, png, save
 from q_hawkeye_trl.data.degradations import degrade, pixel_hash, view_seed
 from q_hawkeye_trl.data.folder import check_pair, check_rows, load_folder
 from q_hawkeye_trl.pairs.decisions import PairKey, append_decision
+from q_hawkeye_trl.pairs.judge import JudgeSettings
 from q_hawkeye_trl.pairs.making import PairMaker
 from q_hawkeye_trl.pairs.manifest import SCHEMA, read_manifest
 from q_hawkeye_trl.pairs.run import make_pairs
@@ -445,6 +446,16 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
             make(data, tmp_path / "out")
         other.communicate("")
     assert make(data, tmp_path / "out").made == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_wrong_for_every_worker_is_told(tmp_path, workers):
+    data = save(tmp_path / "data", dataset([picture(n) for n in range(9)]))
+    (tmp_path / "decisions.jsonl").write_text("no json\n")
+    with pytest.raises(ValueError, match=r"decisions\.jsonl, line 1: expected a JSON object"):
+        make(data, tmp_path / "out", workers, decisions=tmp_path / "decisions.jsonl")
+    with pytest.raises(OSError, match="nowhere/judge"):
+        make(data, tmp_path / "other", workers, judge=JudgeSettings("nowhere/judge"))
 
 
 def test_data_that_are_no_rows_of_images_are_refused_by_name(tmp_path):

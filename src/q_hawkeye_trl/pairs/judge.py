@@ -146,9 +146,14 @@ def _giving_up(asked: Judge) -> Judge:
 
 
 def _endpoint(settings: JudgeSettings) -> Judge:
-    from huggingface_hub import InferenceClient
+    from huggingface_hub import InferenceClient, constants
     from huggingface_hub.errors import HfHubHTTPError
 
+    if constants.is_offline_mode():
+        raise ValueError(
+            "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so that huggingface_hub reaches no endpoint, not even on "
+            "this machine: unset both to ask the judge."
+        )
     # Without a key of its own the client would send the user's Hugging Face token to whatever host this is.
     key = os.environ[settings.key_variable] if settings.key_variable else "EMPTY"
     client = InferenceClient(base_url=settings.base_url, api_key=key, timeout=settings.timeout)
@@ -183,8 +188,14 @@ def _checkpoint(settings: JudgeSettings) -> Judge:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(settings.model)
-    model = AutoModelForImageTextToText.from_pretrained(settings.model, dtype="auto").eval()
+    try:
+        processor = AutoProcessor.from_pretrained(settings.model)
+        model = AutoModelForImageTextToText.from_pretrained(settings.model, dtype="auto").eval()
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"The judge {settings.model} can't be loaded: name a folder or a repository with a vision-language model, "
+            f"or its endpoint by --judge-url. ({error})"
+        ) from error
     if torch.cuda.is_available():
         model = model.to("cuda")
     lock = threading.Lock()

@@ -1,5 +1,6 @@
 """Chunks of rows worked on by one process or by several."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -169,11 +170,11 @@ def _in_processes(chunks: list[Chunk], job: Job, workers: int, bar: tqdm) -> Non
                 future.cancel()
 
 
-_worker: Worker | None = None
+_get_worker: Callable[[], Worker]
 
 
 def _begin(job: Job, done: Any, stop: Any, parent: int) -> None:
-    global _worker
+    global _get_worker
     disable_progress_bars()  # of `datasets`: each worker would draw one over ours
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process is told, and stops all
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -184,12 +185,12 @@ def _begin(job: Job, done: Any, stop: Any, parent: int) -> None:
         if stop.is_set():
             raise Stopped
 
-    _worker = Worker(job, row_done)
+    # Built with the first chunk: an error here, in the pool's initializer, would reach nobody.
+    _get_worker = functools.cache(lambda: Worker(job, row_done))
 
 
 def _do(chunk: Chunk) -> int:
-    assert _worker is not None, "set by _begin"
-    return _worker.do(chunk)
+    return _get_worker().do(chunk)
 
 
 def _end_with(parent: int) -> None:
