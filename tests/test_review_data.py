@@ -74,7 +74,7 @@ def test_decided_pairs_leave_the_undecided_ones_and_undo_brings_them_back(data):
     assert data.next_id("7", filters) == ""
 
 
-def test_a_decision_is_on_the_disk_when_the_call_returns_and_another_session_reads_it(data):
+def test_a_decision_is_on_the_disk_when_the_call_returns_and_another_start_reads_it(data):
     data.decide("5", "reject")
     pair = data.by_id["5"]
     key = PairKey(pair["pixel_hash"], pair["degraded_pixel_hash"])
