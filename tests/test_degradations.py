@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 
@@ -19,11 +20,17 @@ from q_hawkeye_trl.data.degradations import (
     RELEASE_STRONG_PRESETS,
     SEVERITIES,
     SPATIAL_SEVERITIES,
+    Combination,
+    apply_step,
     choose_degradation,
+    degradation_kinds,
     degradation_parameters,
+    degradation_steps,
     degrade,
     degraded_view,
     degraded_views,
+    draw_second,
+    expand_degradations,
     parse_degradation,
     pixel_hash,
     view_seed,
@@ -468,3 +475,98 @@ def test_one_image_is_the_special_case_of_several():
     assert (view.tobytes(), name) == (views[0].tobytes(), same)
     with pytest.raises(ValueError, match="no image"):
         degraded_views([], RELEASE_NAMES, degradation_seed=0, epoch=0)
+
+
+# --- combinations ---
+
+
+def test_combinations_parse():
+    assert parse_degradation("gaussian_noise@3+jpeg@2") == Combination(("gaussian_noise", 3), ("jpeg", 2))
+    assert parse_degradation("jpeg+darken@strong") == (("jpeg", "release"), ("darken", "strong"))
+    assert degradation_kinds("jpeg+darken@strong") == ("jpeg", "darken")
+    assert degradation_kinds("pixelate@1") == ("pixelate",)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("jpeg@2+jpeg@3", "combines jpeg with itself"),
+        ("jpeg@2+darken@3+banding@1", "joins 3 degradations"),
+        ("jpeg@2+", "Unknown degradation ''"),
+        ("+jpeg@2", "Unknown degradation ''"),
+        ("jpeg@2+fog@1", "Unknown degradation 'fog@1'"),
+        ("jpeg@2+pixelate", "'pixelate' has no preset"),
+        ("jpeg@2 + darken@3", "Unknown severity '2 '"),
+    ],
+)
+def test_other_combinations_are_refused(name, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_degradation(name)
+
+
+def test_a_combination_is_its_second_applied_to_its_first():
+    image = Image.fromarray(_scene())
+    first = degrade(image, "gaussian_blur@3", 7)
+    assert degrade(image, "gaussian_blur@3+jpeg@2", 7).tobytes() == degrade(first, "jpeg@2", 7).tobytes()
+    assert (
+        degrade(image, "jpeg@2+gaussian_blur@3", 7).tobytes() != degrade(image, "gaussian_blur@3+jpeg@2", 7).tobytes()
+    )
+    one, two = degradation_steps("motion_blur@3+gaussian_noise@2", 84, 7)
+    view = apply_step(np.array(image), one, 7)
+    assert np.array_equal(view, degrade(image, "motion_blur@3", 7))
+    assert np.array_equal(apply_step(view, two, 7), degrade(image, "motion_blur@3+gaussian_noise@2", 7))
+
+
+def test_the_second_of_a_combination_draws_its_own_noise():
+    grey = Image.new("RGB", (60, 60), (128, 128, 128))
+    alone = np.array(degrade(grey, "gaussian_noise@2", 3), dtype=float) - 128
+    second = np.array(degrade(grey, "darken@1+gaussian_noise@2", 3), dtype=float) - round(128 * 0.8)
+    assert abs(np.corrcoef(alone.ravel(), second.ravel())[0, 1]) < 0.05
+
+
+def test_views_draw_combinations():
+    image = Image.fromarray(_scene())
+    view, name = degraded_view(image, ["jpeg@2+darken@2"], degradation_seed=0, epoch=0)
+    assert name == "jpeg@2+darken@2"
+    assert view.size == image.size
+
+
+def test_groups_expand_once_each_and_in_order():
+    assert expand_degradations(["release"]) == list(RELEASE_PRESETS)
+    assert expand_degradations(["release@strong"])[0] == "gaussian_noise@strong"
+    assert expand_degradations(["all"]) == SEVERE_NAMES
+    assert expand_degradations(["jpeg@3", "all@3"])[:2] == ["jpeg@3", "gaussian_noise@3"]
+    assert len(expand_degradations(["all@3", "all"])) == 60
+    assert expand_degradations(["jpeg@1+darken@2"]) == ["jpeg@1+darken@2"]
+    for names in ([], "jpeg", ["all@6"]):
+        with pytest.raises(ValueError, match=r"at least one degradation|Unknown degradation"):
+            expand_degradations(names)
+
+
+def test_the_second_degradation_is_of_another_kind_and_depends_on_the_seed():
+    names = ["gaussian_noise@strong", "gaussian_blur@strong", "jpeg@strong", "darken@strong"]
+    drawn = {draw_second("jpeg@2", names, seed) for seed in range(60)}
+    assert drawn == {f"jpeg@2+{name}" for name in names if not name.startswith("jpeg")}
+    assert draw_second("jpeg@2", names, 5) == draw_second("jpeg@2", names, 5)
+    assert draw_second("jpeg@2", ["jpeg@5"], 0) is None
+    assert draw_second("jpeg@2+darken@1", names, 0) is None
+    with pytest.raises(ValueError, match="combination already"):
+        draw_second("jpeg@2", ["darken@1+banding@1"], 0)
+
+
+GOLDEN = {
+    "gaussian_noise@3": "6748fd9c2431d33b9760232846cc23b8",
+    "darken@2": "0183c97a74948c6b3924a1284ffc6396",
+    "brighten@4": "2a27823fd7aeeea5187e7ec82a3cb433",
+    "saturation@5": "43f74e8a41965280649235598d8a17e2",
+    "pixelate@3": "7bf9484c68702fedb03b8a72aab67208",
+    "banding@2": "91891057bb5d0475a5c6ce4a8d481347",
+}
+"""Hashes of views as the first release of this package made them: trained policies and stored pairs depend on them."""
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_views_stay_what_they_were(name):
+    rows, columns = np.mgrid[0:60, 0:80]
+    array = np.stack([rows * 4, columns * 3, (rows * columns) % 256], axis=2).astype(np.uint8)
+    assert pixel_hash(degrade(Image.fromarray(array), name, 12345)) == GOLDEN[name]

@@ -7,6 +7,8 @@ import typer
 from .. import __version__
 from .evaluate import evaluate
 from .merge import merge
+from .pair import pair
+from .review import review
 from .score import score
 
 app = typer.Typer(
@@ -37,6 +39,8 @@ def _options(
 app.command()(score)
 app.command()(merge)
 app.command()(evaluate)
+app.command()(pair)
+app.command()(review)
 
 
 def main() -> None:

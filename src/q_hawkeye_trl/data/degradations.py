@@ -1,5 +1,6 @@
 """
-Degraded views of images: kinds by name (`gaussian_noise`, `motion_blur@4`), five severities, seeds from the pixels.
+Degraded views of images: kinds by name (`gaussian_noise`, `motion_blur@4`), five severities, combinations of two
+(`gaussian_noise@3+jpeg@2`), seeds from the pixels.
 
 Nothing here touches a global random state: a view depends on the seed, the decoded pixels and the epoch alone, so that
 every rank and every restart draws the same one.
@@ -28,6 +29,45 @@ from .distortions import (
     saturation,
 )
 from .images import to_rgb
+from .strengths import (
+    DEGRADATIONS,
+    RELEASE_PRESETS,
+    RELEASE_STRONG_PRESETS,
+    SEVERITIES,
+    SPATIAL_SEVERITIES,
+    Combination,
+    Degradation,
+    degradation_kinds,
+    degradation_parameters,
+    expand_degradations,
+    parse_degradation,
+    parts_of,
+)
+
+__all__ = [
+    "DEGRADATIONS",
+    "RELEASE_PRESETS",
+    "RELEASE_STRONG_PRESETS",
+    "SEVERITIES",
+    "SPATIAL_SEVERITIES",
+    "Combination",
+    "Degradation",
+    "Step",
+    "apply_step",
+    "choose_degradation",
+    "degradation_kinds",
+    "degradation_parameters",
+    "degradation_steps",
+    "degrade",
+    "degraded_view",
+    "degraded_views",
+    "draw_degradation",
+    "draw_second",
+    "expand_degradations",
+    "parse_degradation",
+    "pixel_hash",
+    "view_seed",
+]
 
 _FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "gaussian_noise": gaussian_noise,
@@ -44,116 +84,72 @@ _FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "banding": banding,
 }
 
-DEGRADATIONS = tuple(_FUNCTIONS)
-"""The known kinds."""
 
-RELEASE_PRESETS: dict[str, dict[str, float]] = {
-    "gaussian_noise": {"std": 45.0},
-    "gaussian_blur": {"radius": 2.0},
-    "jpeg": {"quality": 5, "repeats": 3},
-    "darken": {"factor": 0.6},
-}
-"""
-The released Q-Hawkeye code's four kinds with its strengths; radii in pixels, whatever the image's size. Its JPEG runs
-three times over, of which the second and third hardly change a pixel at this quality.
-"""
-
-RELEASE_STRONG_PRESETS: dict[str, dict[str, float]] = {
-    "gaussian_noise": {"std": 65.0},
-    "gaussian_blur": {"radius": 4.0},
-    "jpeg": {"quality": 5, "repeats": 3},
-    "darken": {"factor": 0.5},
-}
-"""What the release applies to a pair whose first degradation came out too mild."""
-
-SEVERITIES = {
-    "gaussian_noise": ("std", (8.0, 15.0, 28.0, 50.0, 85.0)),
-    "jpeg": ("quality", (40, 25, 14, 8, 4)),
-    "darken": ("factor", (0.8, 0.65, 0.5, 0.35, 0.2)),
-    "brighten": ("factor", (1.2, 1.4, 1.7, 2.1, 2.6)),
-    "contrast": ("factor", (0.8, 0.6, 0.45, 0.3, 0.15)),
-    "saturation": ("factor", (0.75, 0.5, 0.3, 0.15, 0.0)),
-    "jpeg2000": ("ratio", (16, 32, 60, 110, 200)),
-    "banding": ("levels", (24, 14, 8, 5, 3)),
-}
-"""The parameter of each kind without a spatial extent, and its value at severity 1 to 5."""
-
-SPATIAL_SEVERITIES = {
-    "gaussian_blur": ("radius", 0.3, (0.0015, 0.003, 0.006, 0.012, 0.024)),
-    "defocus_blur": ("radius", 0.5, (0.002, 0.004, 0.008, 0.016, 0.032)),
-    "motion_blur": ("length", 1.0, (0.006, 0.012, 0.024, 0.048, 0.096)),
-    "pixelate": ("block", 1.0, (0.003, 0.006, 0.012, 0.024, 0.048)),
-}
-"""
-The parameter of each spatial kind, the value in pixels that changes nothing, and what severity 1 to 5 add to it as a
-share of the image's short side: the same share looks alike at every resolution, the same number of pixels does not.
-"""
-
-
-class Degradation(NamedTuple):
+class Step(NamedTuple):
     """
-    One named degradation.
+    One application of a function to an image: all that is drawn before the pixels are at hand.
 
     Args:
+        position (`int`):
+            0 for the first or only degradation of a view, 1 for the second; each has random streams of its own.
         kind (`str`):
             One of `DEGRADATIONS`.
         level (`int` or `str`):
-            Severity 1 to 5, or the preset `"release"` or `"strong"`.
+            Severity or preset.
+        parameters (`dict[str, float]`):
+            Keyword arguments of the function of that kind, a drawn angle included; noise is drawn by [`apply_step`].
     """
 
+    position: int
     kind: str
     level: int | str
+    parameters: dict[str, float]
 
 
-def parse_degradation(name: str) -> Degradation:
+def degradation_steps(name: str, short_side: int, seed: int) -> list[Step]:
     """
-    Reads the name of a degradation as configs write it.
+    Works out what a degradation does to one image.
 
     Args:
         name (`str`):
-            `kind@severity` with a severity of 1 to 5; for the release's four kinds also `kind` alone (its first
-            strength) and `kind@strong` (its second one).
-
-    Returns:
-        [`Degradation`]
-
-    Raises:
-        `ValueError`: Unknown kind or severity, or a kind alone that has no preset.
-    """
-    kind, separator, level = name.partition("@")
-    if kind not in _FUNCTIONS:
-        raise ValueError(f"Unknown degradation {name!r}; the known kinds are {', '.join(DEGRADATIONS)}.")
-    if separator and level in ("1", "2", "3", "4", "5"):
-        return Degradation(kind, int(level))
-    if kind in RELEASE_PRESETS and (not separator or level == "strong"):
-        return Degradation(kind, level or "release")
-    if not separator:
-        raise ValueError(f"{kind!r} has no preset: write {kind}@severity with a severity of 1 to 5, like '{kind}@3'.")
-    presets = " or 'strong'" if kind in RELEASE_PRESETS else ""
-    raise ValueError(f"Unknown severity {level!r} in {name!r}: expected 1 to 5{presets}.")
-
-
-def degradation_parameters(degradation: Degradation, short_side: int) -> dict[str, float]:
-    """
-    Looks up the strength of a degradation.
-
-    Args:
-        degradation ([`Degradation`]):
-            Kind and level.
+            Degradation as [`parse_degradation`] reads it.
         short_side (`int`):
             Smaller of the image's height and width, in pixels.
+        seed (`int`):
+            Seed of the direction of motion, at least 0.
 
     Returns:
-        `dict[str, float]`: Keyword arguments of the function of that kind.
+        `list[Step]`: One step, or the two of a combination. The first is that of the first degradation alone, so that
+        a view can be strengthened later on.
     """
-    kind, level = degradation
-    if isinstance(level, str):
-        return dict({"release": RELEASE_PRESETS, "strong": RELEASE_STRONG_PRESETS}[level][kind])
-    if kind in SEVERITIES:
-        parameter, values = SEVERITIES[kind]
-        return {parameter: values[level - 1]}
-    parameter, neutral, shares = SPATIAL_SEVERITIES[kind]
-    return {parameter: neutral + shares[level - 1] * short_side}
+    steps = []
+    for position, degradation in enumerate(parts_of(name)):
+        parameters = degradation_parameters(degradation, short_side)
+        if degradation.kind == "motion_blur":
+            parameters["angle"] = _generator(seed, _STRENGTH_STREAMS[position]).uniform(0, 180)
+        steps.append(Step(position, *degradation, parameters))
+    return steps
+
+
+def apply_step(array: np.ndarray, step: Step, seed: int) -> np.ndarray:
+    """
+    Applies one step to an image.
+
+    Args:
+        array (`np.ndarray`):
+            Image of shape `(H, W, 3)`, dtype `uint8`: the original at position 0, the view of the first step at 1.
+        step ([`Step`]):
+            What [`degradation_steps`] gave for this image and seed.
+        seed (`int`):
+            Seed of the noise, at least 0.
+
+    Returns:
+        `np.ndarray` of the same shape and dtype.
+    """
+    parameters: dict[str, Any] = {**step.parameters}
+    if step.kind == "gaussian_noise":
+        parameters["rng"] = _generator(seed, _STRENGTH_STREAMS[step.position])
+    return _FUNCTIONS[step.kind](array, **parameters)
 
 
 def degrade(image: Image.Image, name: str, seed: int) -> Image.Image:
@@ -174,14 +170,12 @@ def degrade(image: Image.Image, name: str, seed: int) -> Image.Image:
     Raises:
         `ValueError`: Unknown name, or a negative seed.
     """
-    degradation = parse_degradation(name)
-    parameters: dict[str, Any] = {**degradation_parameters(degradation, min(image.size))}
-    rng = _generator(seed, "strength")
-    if degradation.kind == "gaussian_noise":
-        parameters["rng"] = rng
-    elif degradation.kind == "motion_blur":
-        parameters["angle"] = rng.uniform(0, 180)
-    return Image.fromarray(_FUNCTIONS[degradation.kind](np.array(to_rgb(image)), **parameters))
+    if seed < 0:
+        raise ValueError(f"A seed must be at least 0, got {seed}.")
+    array = np.array(to_rgb(image))
+    for step in degradation_steps(name, min(image.size), seed):
+        array = apply_step(array, step, seed)
+    return Image.fromarray(array)
 
 
 def choose_degradation(names: Sequence[str], rng: np.random.Generator) -> str:
@@ -205,6 +199,53 @@ def choose_degradation(names: Sequence[str], rng: np.random.Generator) -> str:
     for name in names:
         parse_degradation(name)
     return names[int(rng.integers(len(names)))]
+
+
+def draw_degradation(names: Sequence[str], seed: int) -> str:
+    """
+    Draws the degradation of a view; see [`choose_degradation`].
+
+    Args:
+        names (`Sequence[str]`):
+            Degradations to draw from.
+        seed (`int`):
+            What [`view_seed`] gives for the image (or for all images of a prompt).
+
+    Returns:
+        `str`: One of `names`.
+    """
+    return choose_degradation(names, _generator(seed, "choice"))
+
+
+def draw_second(first: str, names: Sequence[str], seed: int) -> str | None:
+    """
+    Draws the degradation that strengthens a view, among those of another kind.
+
+    Args:
+        first (`str`):
+            Degradation of the view.
+        names (`Sequence[str]`):
+            Single degradations to draw from.
+        seed (`int`):
+            What [`view_seed`] gives for the image.
+
+    Returns:
+        `str` or `None`: The combination, `first+second`; `None` where the view has two kinds already or `names` has no
+        other one.
+
+    Raises:
+        `ValueError`: An unknown name or a combination among `names`.
+    """
+    kinds = {}
+    for name in names:
+        kinds[name] = degradation_kinds(name)
+        if len(kinds[name]) > 1:
+            raise ValueError(f"{name!r} is a combination already: a view is strengthened by a single degradation.")
+    taken = degradation_kinds(first)
+    others = [name for name in names if kinds[name][0] not in taken]
+    if len(taken) > 1 or not others:
+        return None
+    return f"{first}+{choose_degradation(others, _generator(seed, 'second choice'))}"
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -282,14 +323,17 @@ def degraded_views(
         raise ValueError("There is no image to degrade.")
     hashes = [pixel_hash(image) for image in images]
     prompt_seed = view_seed(degradation_seed, "+".join(hashes), epoch)
-    name = choose_degradation(names, _generator(prompt_seed, "choice"))
+    name = draw_degradation(names, prompt_seed)
     seeds = [view_seed(degradation_seed, digest, epoch) for digest in hashes]
     return [degrade(image, name, seed) for image, seed in zip(images, seeds, strict=True)], name
+
+
+_STRENGTH_STREAMS = ("strength", "second strength")
 
 
 def _generator(seed: int, purpose: str) -> np.random.Generator:
     # PCG64 by name: `default_rng` may change its generator between versions. The purpose keeps streams apart.
     if seed < 0:
         raise ValueError(f"A seed must be at least 0, got {seed}.")
-    stream = {"strength": 0, "choice": 1}[purpose]
+    stream = {"strength": 0, "choice": 1, "second strength": 2, "second choice": 3}[purpose]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream,))))

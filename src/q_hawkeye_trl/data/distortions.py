@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 from PIL import Image, ImageFilter, features
-from scipy.signal import oaconvolve
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
@@ -211,6 +210,8 @@ def _line(length: float, angle: float) -> np.ndarray:
 
 
 def _convolve(array: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    from scipy.signal import oaconvolve  # half a second that other distortions and the command line need not wait
+
     # FFT blocks: a direct convolution with a kernel of 75 x 75 takes seconds for one photograph. Odd kernels only.
     rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
     padded = np.pad(array.astype(np.float32), ((rows, rows), (columns, columns), (0, 0)), mode="edge")

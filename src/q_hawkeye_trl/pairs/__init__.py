@@ -1,0 +1,1 @@
+"""Degraded pairs on disk: made, measured, judged, strengthened, reviewed by people."""

@@ -1,0 +1,133 @@
+"""What can happen to a run of `q-hawkeye pair`: killed at any moment, a worker gone, no space left."""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+
+from pair_sets import dataset, picture, save
+from q_hawkeye_trl.pairs.chunks import ROWS_PER_CHUNK
+from q_hawkeye_trl.pairs.run import make_pairs
+from q_hawkeye_trl.pairs.settings import PairSettings
+
+
+def files_of(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def start(data, out, workers=1):
+    command = [sys.executable, "-m", "q_hawkeye_trl", "pair", "--data", str(data), "--out", str(out)]
+    command += ["--workers", str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def children(pid):
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+    return [int(child) for child in listed]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_points_20_times(tmp_path):
+    """Runs are killed until 20 were; the last one is left alone. Its folder equals that of a run nobody disturbed."""
+    images = [tmp_path / f"{n}.jpg" for n in range(500)]
+    for n, file in enumerate(images):
+        picture(n % 50, (160 + n // 50, 120)).save(file, quality=92)
+    data = save(tmp_path / "data", dataset(images))
+    with start(data, tmp_path / "whole") as process:
+        assert process.wait() == 0
+    rng = random.Random(0)
+    out, killed, at_work = tmp_path / "out", 0, 0
+
+    def done() -> int:
+        return len(list((tmp_path / ".out.unfinished").glob(".parts/*.parquet")))
+
+    while killed < 20:
+        wanted = done() + rng.choice([0, 1, 1, 2, 3, 5, 8])  # chunks done before the kill; the machine may be slow
+        with start(data, out, workers=rng.choice([1, 2])) as process:
+            while process.poll() is None and done() < wanted:
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, 1.0 if wanted == 0 else 0.4))
+            if process.poll() is None:
+                at_work += done() > 0
+                process.kill()
+                killed += 1
+        if out.exists():  # whole, or not there
+            assert files_of(out) == files_of(tmp_path / "whole")
+            shutil.rmtree(out)
+    assert at_work >= 10  # kills hit runs that had done something
+    with start(data, out, workers=2) as process:
+        assert process.wait() == 0
+    whole = files_of(tmp_path / "whole")
+    assert files_of(out) == whole
+    assert not (tmp_path / ".out.unfinished").exists()
+    assert len(load_from_disk(str(out))) == 500
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_parent_and_a_killed_worker_is_told(tmp_path):
+    data = save(tmp_path / "data", dataset([picture(n, (320, 240)) for n in range(200)]))
+    with start(data, tmp_path / "out", workers=2) as process:
+        wait_for(lambda: len(children(process.pid)) >= 2)
+        workers = children(process.pid)
+        process.kill()
+        process.wait()
+        wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers), 10)
+    with start(data, tmp_path / "out", workers=2) as process:
+        wait_for(lambda: list((tmp_path / ".out.unfinished").glob("*.arrow")) or process.poll() is not None)
+        spawned = [c for c in children(process.pid) if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
+        os.kill(spawned[0], signal.SIGKILL)
+        said = process.communicate()[0]
+        assert process.returncode == 1
+        assert "A worker was killed" in said
+        assert not (tmp_path / "out").exists()
+    with start(data, tmp_path / "out") as process:
+        assert process.wait() == 0
+    assert len(load_from_disk(str(tmp_path / "out"))) == 200
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"a tmpfs can't be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tmp_path, small_disk, workers):
+    data = save(tmp_path / "data", dataset([picture(n, (160, 120)) for n in range(160)]))
+    make_pairs(data, tmp_path / "whole", PairSettings(), progress=False)
+    out = small_disk / "out"
+    with pytest.raises(OSError, match=r"can't be written \(No space left on device\); what is done stays: run again"):
+        make_pairs(data, out, PairSettings(), workers=workers, progress=False)
+    assert not out.exists()
+    unfinished = small_disk / ".out.unfinished"
+    assert not list(unfinished.rglob("*.partial"))
+    done = list(unfinished.glob(".parts/*.parquet"))
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    summary = make_pairs(data, out, PairSettings(), workers=workers, progress=False)
+    assert summary.made == 160 - ROWS_PER_CHUNK * len(done)
+    assert files_of(out) == files_of(tmp_path / "whole")
