@@ -18,7 +18,7 @@ from .policy import end_tokens
 Answers = list[str] | Exception
 """The texts of an image's rollouts, or why there are none."""
 
-TOLERANCE = 2e-4
+TOLERANCE = 1e-4
 """
 How far a float32 logit may move with the shape of the batch. Measured on the bundled policy: 3e-6. A row with a
 smaller margin is decoded again alone, in one thread.
