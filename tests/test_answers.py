@@ -1,6 +1,8 @@
 """The texts for an image depend on the image, the model and the seed, and on nothing that happens around it."""
 
+import copy
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -147,10 +149,14 @@ def test_a_batch_that_does_not_fit_is_cut_in_half(policy, images):
     answers = TransformersAnswers(*policy, max_new_tokens=32)
     expected = answers(images[:9])
     tried, whole = [], answers._decode
+    held = weakref.WeakSet()
 
     def small_memory(batch, *others):
+        assert not held  # what the batch before had allocated is free again
         tried.append(len(batch))
         if len(batch) > 2:
+            allocated = torch.zeros(1)
+            held.add(allocated)
             raise torch.OutOfMemoryError
         return whole(batch, *others)
 
@@ -173,6 +179,14 @@ def test_an_image_that_the_processor_refuses_spares_the_others(policy, images):
     assert isinstance(results[1], ImageRefused)
     assert "aspect ratio" in str(results[1])
     assert [results[0], results[2]] == answers(images[:2])
+
+
+def test_a_processor_without_a_chat_template_is_an_error_before_any_image():
+    model, processor = tiny_policy()
+    processor = copy.deepcopy(processor)
+    processor.chat_template = None
+    with pytest.raises(ValueError, match="has no chat template"):
+        TransformersAnswers(model, processor)
 
 
 def test_broken_weights_are_an_error_and_no_score():

@@ -271,3 +271,18 @@ def fake_init(answers: list[str]):
         self.answer_batch = lambda images: [list(answers) for _ in images]
 
     return init
+
+
+def test_an_image_that_is_replaced_meanwhile_is_not_reported_with_its_old_score(pictures, tmp_path, monkeypatch):
+    whole = HawkeyeScorer.score_sources
+
+    def replacing(self, sources, **options):
+        yield from whole(self, sources, **options)
+        Image.new("RGB", (64, 64), "red").save(pictures / "03.png")
+
+    arguments = ("score", pictures, "--out", tmp_path / "s.jsonl", "--max-new-tokens", 32)
+    with monkeypatch.context() as patched:
+        patched.setattr(HawkeyeScorer, "score_sources", replacing)
+        assert "the same command scores them" in q_hawkeye(*arguments, status=1)
+    assert "11 of 12 images have their score from before" in q_hawkeye(*arguments)
+    assert len(lines(tmp_path / "s.jsonl")) == 12

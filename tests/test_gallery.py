@@ -144,6 +144,11 @@ def test_sorting_and_filtering(tmp_path):
         assert page.locator("#shown").inner_text() == "1 of 5 images"
         page.locator("#filter").fill("not a readable")
         assert shown(page) == ["d.png"]
+        page.locator("#filter").fill("b.png")  # 2.5 and 3.5 on a strip from 4 (score 1) to 96 (score 5)
+        strip = page.locator("tbody tr:not([hidden]) td.strip")
+        assert strip.locator("path").get_attribute("d") == "M38.5 8h.01M61.5 8h.01"
+        assert strip.locator("line.mean").get_attribute("x1") == "50.0"
+        assert strip.locator("path").bounding_box()["width"] > 30
         assert page.locator("td.picture img").first.evaluate("image => image.naturalWidth") == 160
         assert (seen.dialogs, seen.console) == ([], [])
         assert [url for url in seen.requests if not url.startswith("data:")] == [path.as_uri()]

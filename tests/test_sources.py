@@ -105,6 +105,18 @@ def test_rows_of_a_datasets_folder(tmp_path, tree):
     assert stamps[3] == "missing"
 
 
+def test_parquet_files_are_a_datasets_folder_unless_images_lie_beside_them(tmp_path, tree):
+    rows_of_two = datasets.Dataset.from_dict({"image_id": ["x", "y"]})
+    rows_of_two = rows_of_two.add_column("image", [png("red"), png("blue")], feature=datasets.Image())
+    for folder in ("flat", "hub/data"):
+        (tmp_path / folder).mkdir(parents=True)
+        rows_of_two.to_parquet(tmp_path / folder / "train.parquet")
+    assert names([tmp_path / "flat"]) == ["x", "y"]
+    assert names([tmp_path / "hub"]) == ["x", "y"]
+    rows_of_two.to_parquet(tree / "scores.parquet")
+    assert len(names([tree])) == 4
+
+
 def test_rows_without_an_id_are_named_by_folder_and_number_and_equal_ids_stay_apart(tmp_path):
     folder = rows(tmp_path, [png("red"), png("blue")])
     assert names([folder]) == [f"{folder}#0", f"{folder}#1"]

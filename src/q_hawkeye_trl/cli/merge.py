@@ -13,7 +13,10 @@ def merge(
     """
     Merge a LoRA adapter into its base model: a plain model folder with its processor. Scoring does not need it.
     """
+    from transformers.utils import logging
+
     from ..scoring.policy import merge_adapter
 
+    logging.disable_progress_bar()
     folder = merge_adapter(adapter, out, dtype=dtype)
     typer.echo(f"{folder}: a whole model, with its processor")

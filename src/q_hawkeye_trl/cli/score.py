@@ -87,29 +87,15 @@ def score(
         )
     policy = str(demo_policy_path()) if model is None else model
 
-    def load():
-        from transformers.utils import logging
-
-        from ..scoring.scorer import HawkeyeScorer
-
-        logging.disable_progress_bar()  # of the loading of weights
-        try:
-            return HawkeyeScorer(
-                policy,
-                batch_size=batch_size,
-                attn_implementation=attn_implementation,
-                device=device or own_device,
-                trust_remote_code=trust_remote_code,
-                **asked,
-            )
-        except ImportError as error:
-            if backend == "vllm":  # not installed
-                raise ValueError(str(error)) from error
-            raise
-
+    loading: dict[str, Any] = {
+        "batch_size": batch_size,
+        "attn_implementation": attn_implementation,
+        "device": device or own_device,
+        "trust_remote_code": trust_remote_code,
+    }
     try:
         summary = score_run(
-            load,
+            lambda: _scorer(policy, **asked, **loading),
             sources,
             settings={"model": model or "bundled toy policy", "weights": model_stamp(policy), **asked},
             out=out,
@@ -129,6 +115,20 @@ def score(
         print(f"wrote {path}")
     if summary.broken:
         raise typer.Exit(SOME_UNREADABLE)
+
+
+def _scorer(policy: str, **options: Any):
+    from transformers.utils import logging
+
+    from ..scoring.scorer import HawkeyeScorer
+
+    logging.disable_progress_bar()  # of the loading of weights
+    try:
+        return HawkeyeScorer(policy, **options)
+    except ImportError as error:
+        if options["backend"] == "vllm":  # not installed
+            raise ValueError(str(error)) from error
+        raise
 
 
 def _processes():

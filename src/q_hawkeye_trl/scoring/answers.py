@@ -18,7 +18,7 @@ from .policy import end_tokens
 Answers = list[str] | Exception
 """The texts of an image's rollouts, or why there are none."""
 
-TOLERANCE = 2e-4
+TOLERANCE = 1e-4
 """
 How far a float32 logit may move with the shape of the batch. Measured on the bundled policy: 3e-6. A row with a
 smaller margin is decoded again alone, in one thread.
@@ -53,6 +53,9 @@ class TransformersAnswers:
             Longest answer, in tokens.
         prompt (`str`, *optional*):
             Question. By default the project's.
+
+    Raises:
+        `ValueError`: The processor has no chat template, or there is no end token.
     """
 
     def __init__(
@@ -65,6 +68,11 @@ class TransformersAnswers:
         max_new_tokens: int = 1024,
         prompt: str | None = None,
     ):
+        if not getattr(processor, "chat_template", None):
+            raise ValueError(
+                f"The {type(processor).__name__} has no chat template: save the processor of the instruction-tuned "
+                "model beside the weights."
+            )
         self.model, self.processor = model, processor
         self.rollouts, self.seed, self.max_new_tokens = rollouts, seed, max_new_tokens
         self.messages = quality_messages() if prompt is None else quality_messages(prompt)
@@ -90,12 +98,13 @@ class TransformersAnswers:
         try:
             return self._answer(images)
         except (ImageRefused, torch.OutOfMemoryError) as error:
-            if len(images) > 1:
-                middle = len(images) // 2
-                return self(images[:middle]) + self(images[middle:])
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            return [error]
+            if len(images) == 1:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                return [error]
+        # not within `except`: the traceback there keeps the tensors of the failed batch alive
+        middle = len(images) // 2
+        return self(images[:middle]) + self(images[middle:])
 
     def _answer(self, images: Sequence[Image.Image]) -> list[Answers]:
         count = self.rollouts or 1

@@ -7,9 +7,9 @@ run K times. Here one forward fills the cache, `cache.batch_repeat_interleave(K)
 decode. Everything is the model's public forward with explicit positions; the model's own generation settings (Qwen
 ships a repetition penalty) do not act.
 
-The same row gives slightly different logits in batches of different shapes, so that now and then a greedy token, or
-the token that a random number falls on, would change. Each row therefore reports its *margin*: how far the logits
-would have to move before any of its tokens changed. The caller decodes rows with a small margin again, alone.
+The same row gives slightly different logits in batches of different shapes, so that now and then a token, greedy
+or drawn, would change. Each row therefore reports its *margin*: how far the logits would have to move before any of
+its tokens changed. The caller decodes rows with a small margin again, alone.
 """
 
 import inspect

@@ -133,8 +133,7 @@ def score_run(
 
     Raises:
         `ValueError`: Several processes without `out`, or unfinished scores that were made with other settings.
-        `OSError`: See [`check_outputs`].
-        `RuntimeError`: An image file was replaced while the run went on.
+        `OSError`: See [`check_outputs`]; or an image file was replaced while the run went on.
     """
     processes = processes or Processes()
     first = processes.number == 0
@@ -169,7 +168,7 @@ def score_run(
         if not first:
             return None
         if journal.missing(sources):
-            raise RuntimeError("Images were left out or changed in the meantime; the same command scores them.")
+            raise OSError("Images were left out or changed in the meantime; the same command scores them.")
         summary = summarize(journal.scored(sources))
         if out is not None:
             write_table(out, journal.scored(sources), journal.folder / "table", reasoning=reasoning)

@@ -197,9 +197,11 @@ def _files_below(folder: str) -> Iterator[FileSource]:
 
 
 def _is_datasets_folder(folder: Path) -> bool:
-    # a CSV or JSON file does not tell: label files lie beside images
-    marks = ("dataset_dict.json", "state.json")
-    return any((folder / mark).is_file() for mark in marks) or any(folder.glob("*.parquet"))
+    if any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
+        return True
+    # a CSV or JSON file does not tell, nor a Parquet file beside images: they are labels or scores
+    tables = any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet"))
+    return tables and not any(_is_image_name(path.name) for path in folder.iterdir())
 
 
 def _rows(folder: str, split: str | None) -> Iterator[RowSource]:
