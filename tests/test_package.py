@@ -79,7 +79,12 @@ def test_every_dependency_is_pinned_in_the_constraints():
 def test_what_the_package_imports_is_a_declared_dependency():
     from test_imports import IMPORTS
 
-    distributions = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "huggingface_hub": "huggingface-hub"}
+    distributions = {
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+        "skimage": "scikit-image",
+        "huggingface_hub": "huggingface-hub",
+    }
     used = {distributions.get(name, name) for _, others in IMPORTS.values() for name in others}
     options = setup_cfg()
     declared = names_of(options["options"]["install_requires"])
