@@ -220,6 +220,9 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=0.04, help="Coefficient of the KL to the reference.")
     parser.add_argument("--repeats", type=int, default=3, help="Measured steps a variant, after one that warms up.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--skip-peak", action="store_true", help="Leave out the memory, a process a variant and point."
+    )
     parser.add_argument("--json", type=Path, help="File for the figures; with one point an object, else a list.")
     parser.add_argument("--peak-of", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -235,7 +238,8 @@ def main() -> None:
         results = []
         for point in grid:
             result = measure(point, path, args.beta, args.repeats, args.device)
-            result["peak_bytes"] = {v: peak_bytes(v, point, path, args.beta, args.device) for v in VARIANTS}
+            if not args.skip_peak:
+                result["peak_bytes"] = {v: peak_bytes(v, point, path, args.beta, args.device) for v in VARIANTS}
             results.append(result)
             print(report(result), flush=True)
         if args.json:
