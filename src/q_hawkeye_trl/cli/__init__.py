@@ -5,6 +5,7 @@ import sys
 import typer
 
 from .. import __version__
+from . import prepare
 
 app = typer.Typer(
     name="q-hawkeye",
@@ -14,6 +15,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(prepare.app, name="prepare")
 
 
 def _print_version(wanted: bool) -> None:
