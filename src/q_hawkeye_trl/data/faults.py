@@ -110,11 +110,21 @@ def check_labels(labels: LabelSet) -> None:
             The set.
 
     Raises:
-        `ValueError`: One of them; the message names the rows.
+        `ValueError`: One of them; the message names the rows. Names must be valid Unicode, too.
     """
+    _check_names(labels)
     _check_repetitions(labels)
     _check_spreads(labels)
     _check_direction(labels)
+
+
+def _check_names(labels: LabelSet) -> None:
+    for row in labels.rows:
+        try:
+            for text in (row.image_id, row.image if isinstance(row.image, str) else "", row.reference or ""):
+                text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{row.where}: {row.image_id!r} is no valid Unicode: rename the file.") from None
 
 
 def _check_repetitions(labels: LabelSet) -> None:
