@@ -1,5 +1,6 @@
 import csv
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -18,19 +19,20 @@ from q_hawkeye_trl.data.inspection import Finding
 from q_hawkeye_trl.data.readers.labels import LabelRow, LabelSet
 
 
-def _labels(rows, mos=None, stds=None, levels=None):
+def _labels(rows, mos=None, levels=None, ends=None):
     count = len(rows)
     return LabelSet(
         name="mine",
         rows=rows,
         mos=np.array([3.0] * count if mos is None else mos),
-        mos_std=np.array([math.nan] * count if stds is None else stds),
+        mos_std=np.array([math.nan] * count),
         scale="deqa",
         direction="higher",
         scores="MOS",
         rule="rule",
         folder=None,
         files=["labels.csv"],
+        ends=ends,
         levels=None if levels is None else np.array(levels, dtype=float),
     )
 
@@ -110,10 +112,14 @@ def test_names_that_are_no_unicode_are_refused():
 
 
 def test_variances_in_place_of_standard_deviations_are_seen():
-    rows = [_row("a"), _row("b")._replace(std=400.0)]
-    check_labels(_labels(rows, stds=[0.8, 2.5]))
-    with pytest.raises(ValueError, match=r"line b \(b\): a standard deviation of 400 is 16\.0 points.*variances"):
-        check_labels(_labels(rows, stds=[0.8, 16.0]))
+    def rows(*stds):
+        return [_row(f"{n}")._replace(std=std) for n, std in enumerate(stds)]
+
+    for raters in ([0, 100], [0, 0, 100], [0, 100, 50]):  # real opinions never are, not even the widest
+        check_labels(_labels(rows(statistics.stdev(raters), None), ends=(0, 100)))
+    with pytest.raises(ValueError, match=r"line 1 \(1\): no opinions of 0 to 100 have .* of 361, and 1 of 2 rows"):
+        check_labels(_labels(rows(19.0, 361.0), ends=(0, 100)))
+    check_labels(_labels(rows(361.0)))  # nothing is known about the scale
 
 
 def test_a_mos_that_rises_with_the_distortion_is_refused():

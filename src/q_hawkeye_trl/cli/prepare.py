@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..data.prepare import Preparation
+    from ..data.preparation import Preparation
 
 app = typer.Typer(
     no_args_is_help=True,

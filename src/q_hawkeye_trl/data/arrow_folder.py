@@ -1,5 +1,6 @@
 """A `datasets` folder written shard by shard: each file whole or not there, the folder itself in one step."""
 
+import errno
 import fcntl
 import json
 import os
@@ -41,7 +42,7 @@ class WorkFolder:
     Raises:
         `FileExistsError`: `OUT` holds something.
         `BlockingIOError`: Another run is at work on it.
-        `OSError`: The folder can't be created.
+        `OSError`: The folder can't be created, or the disk is full.
     """
 
     def __init__(self, out: Path):
@@ -64,6 +65,10 @@ class WorkFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.close()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                error.errno, f"there is no space left for {self.path}: free some and run the same command again"
+            ) from error
 
     def data(self, fingerprint: str) -> Path:
         """Returns the folder of the data of one plan; what a run with another plan left is removed."""

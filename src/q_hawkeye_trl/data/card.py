@@ -4,23 +4,21 @@ import platform
 from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .faults import FAULTS
+from .preparation import Preparation
 from .readers.labels import LabelSet
 
-if TYPE_CHECKING:
-    from .prepare import Preparation
 
-
-def prepared_card(labels: LabelSet, result: "Preparation", request: Mapping[str, Any]) -> str:
+def prepared_card(labels: LabelSet, result: Preparation, request: Mapping[str, Any]) -> str:
     """
     Writes the card of one prepared set.
 
     Args:
         labels ([`~data.readers.labels.LabelSet`]):
             The set.
-        result ([`~data.prepare.Preparation`]):
+        result ([`~data.preparation.Preparation`]):
             What became of it.
         request (`Mapping[str, Any]`):
             What was asked for.
@@ -94,7 +92,7 @@ def _split_rule(labels: LabelSet, request: Mapping[str, Any]) -> str:
     )
 
 
-def _faults(result: "Preparation") -> list[str]:
+def _faults(result: Preparation) -> list[str]:
     if not result.faults:
         return []
     counts = Counter(fault.kind for fault in result.faults)
@@ -116,14 +114,14 @@ def _plain(text: object) -> str:
     return str(text).replace("\n", " ").replace("|", "\\|").replace("`", "'").replace('"', "'")
 
 
-def mix_card(inputs: list[str], result: "Preparation") -> str:
+def mix_card(inputs: list[str], result: Preparation) -> str:
     """
     Writes the card of several sets in one folder.
 
     Args:
         inputs (`list[str]`):
             Folders of the sets.
-        result ([`~data.prepare.Preparation`]):
+        result ([`~data.preparation.Preparation`]):
             What became of them.
 
     Returns:

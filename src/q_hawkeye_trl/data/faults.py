@@ -1,6 +1,7 @@
 """What is wrong with a set, counted and listed, and what the user permits."""
 
 import csv
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -136,16 +137,16 @@ def _check_repetitions(labels: LabelSet) -> None:
 
 
 def _check_spreads(labels: LabelSet) -> None:
-    # No opinions on [1, 5] with mean m have a variance above (m - 1)(5 - m); n / (n - 1) is at most 2. A MOS that was
-    # stretched (deqa) can exceed it a little, a variance that is taken for a standard deviation by far.
-    known = np.isfinite(labels.mos) & np.isfinite(labels.mos_std)
-    beyond = np.flatnonzero(known & (labels.mos_std > 4))
-    if len(beyond):
-        row = labels.rows[beyond[0]]
+    if labels.ends is None:
+        return
+    # The widest opinions there are, two of them at both ends, have the standard deviation (b - a) / sqrt(2).
+    limit = (labels.ends[1] - labels.ends[0]) / math.sqrt(2)
+    beyond = [row for row in labels.rows if row.std is not None and row.std > limit * 1.001]
+    if beyond:
         raise ValueError(
-            f"{row.where} ({row.image_id}): a standard deviation of {row.std:g} is {labels.mos_std[beyond[0]]:.1f} "
-            f"points of MOS, more than a scale of 1 to 5 has, and so are {len(beyond)} of {known.sum()} rows: are "
-            "they variances? Name their column as such."
+            f"{beyond[0].where} ({beyond[0].image_id}): no opinions of {labels.ends[0]:g} to {labels.ends[1]:g} have "
+            f"a standard deviation of {beyond[0].std:g}, and {len(beyond)} of {len(labels.rows)} rows are beyond "
+            f"{limit:.4g}: are they variances? Name their column as such."
         )
 
 

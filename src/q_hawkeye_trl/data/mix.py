@@ -18,7 +18,7 @@ from .arrow_folder import Shard, WorkFolder, write_index, write_split, write_tex
 from .card import mix_card
 from .faults import FAULTS, check_faults, split_faults, write_faults
 from .folder import read_folder
-from .prepare import CARD_FILE, FAULTS_FILE, RECORD_FILE, Preparation, finished
+from .preparation import CARD_FILE, FAULTS_FILE, RECORD_FILE, Preparation, finished
 from .splits import SPLITS
 
 _NEEDED = ("image", "image_id", "dataset", "mos", "mos_scale", "image_hash")
@@ -51,7 +51,7 @@ def mix(
             pixels in the training split of one set and in the test split of another.
 
     Returns:
-        [`~data.prepare.Preparation`]
+        [`~data.preparation.Preparation`]
 
     Raises:
         `FileNotFoundError`: A folder is missing.

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +13,11 @@ import pyarrow as pa
 from datasets import Features, Value
 from datasets import Image as ImageFeature
 
-from .arrow_folder import Shard, WorkFolder, refuse_taken, write_index, write_split, write_text
+from .arrow_folder import Shard, WorkFolder, write_index, write_split, write_text
 from .card import prepared_card
 from .faults import FAULTS, Fault, check_faults, check_labels, row_faults, split_faults, write_faults
 from .inspection import Finding, Journal, inspect_images, read_image_file
+from .preparation import CARD_FILE, FAULTS_FILE, RECORD_FILE, Preparation, file_hash, finished
 from .readers.labels import EmbeddedImage, LabelRow, LabelSet
 from .splits import SHARES, SPLITS, draw_splits, join_groups
 
@@ -42,10 +42,6 @@ Columns of prepared data. `mos` in [1, 5] is `mos_raw` under the rule `mos_scale
 [`~data.degradations.pixel_hash`] of the upright image. `reference` and both spreads are `None` where a set has none.
 """
 
-CARD_FILE = "README.md"
-RECORD_FILE = "prepare.json"
-FAULTS_FILE = "faults.csv"
-
 _SHARD_ROWS = {True: 500, False: 20_000}  # embedded or not
 _BATCH_BYTES = 16 * 2**20
 
@@ -58,32 +54,6 @@ class PreparedRow(NamedTuple):
     mos_std: float | None
     finding: Finding
     split: str
-
-
-@dataclass
-class Preparation:
-    """
-    What was prepared, for cards and terminals.
-
-    Args:
-        out (`Path`):
-            The folder.
-        splits (`dict[str, dict]`):
-            By split: `rows`, `references`, `mos`, `mos_raw` and `mos_std` (lowest, mean, highest) and `sha256`, over
-            the rows' image hashes and MOS.
-        faults (`list[Fault]`):
-            Faults that were permitted.
-        notes (`list[str]`):
-            What a user should know.
-        existed (`bool`):
-            Whether the same command had made the folder before.
-    """
-
-    out: Path
-    splits: dict[str, dict]
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    existed: bool = False
 
 
 def prepare(
@@ -161,37 +131,6 @@ def prepare(
     return result
 
 
-def finished(out: Path, request: dict) -> Preparation | None:
-    """
-    Tells whether the same command has made the folder already.
-
-    Args:
-        out (`Path`):
-            The folder.
-        request (`dict`):
-            What the command asks for.
-
-    Returns:
-        [`Preparation`] or `None`: `None` where the folder is missing or empty.
-
-    Raises:
-        `FileExistsError`: The folder holds something else.
-    """
-    try:
-        record = json.loads((out / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        refuse_taken(out)
-        return None
-    if record.get("request") != request:
-        changed = [key for key in request if record.get("request", {}).get(key) != request[key]]
-        raise FileExistsError(
-            f"{out} was made with another {', '.join(changed) or 'request'}, and nothing in it is overwritten: name "
-            "another folder by --out, or remove it."
-        )
-    faults = [Fault(*fault) for fault in record["faults"]]
-    return Preparation(out, record["splits"], faults, record["notes"], existed=True)
-
-
 def summarise(rows: Sequence[PreparedRow]) -> dict[str, Any]:
     """Counts and ranges of one split, for [`Preparation`]."""
     digest = hashlib.sha256()
@@ -227,17 +166,6 @@ def _request(labels: LabelSet, seed: int, shares: Sequence[float], embed: bool) 
         "rows": hashlib.sha256(repr([(row.image_id, row.score, row.std) for row in labels.rows]).encode()).hexdigest(),
         "versions": {name: version(name) for name in ("q-hawkeye-trl", "datasets", "pillow")},
     }
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file; of a folder over its files with their names."""
-    if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for inner in sorted(inner for inner in path.rglob("*") if inner.is_file()):
-        digest.update(f"{inner.relative_to(path)} {file_hash(inner)}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
 
 
 def _inspect(

@@ -77,6 +77,7 @@ def read_koniq10k(
         rule=_RULES[scale].format(low=source.min(), high=source.max()),
         folder=folder.absolute(),
         files=[path],
+        ends=(1, 5),
         splits="official" if path.name == SETS_FILE else "by image",
         notes=_notes(labels, path, scale),
     )

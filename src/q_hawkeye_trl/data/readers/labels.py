@@ -97,6 +97,8 @@ class LabelSet:
             Where the splits come from, or what is kept together when they are drawn.
         references (`dict[str, str]`):
             Path of the undistorted originals by name, as far as the set has them.
+        ends (`tuple[float, float]`, *optional*):
+            Ends of the scale on which people answered, in units of the rows' `std`.
         levels (`np.ndarray`, *optional*):
             Strength of each row's distortion, shape `(N,)`: MOS must fall with it.
         notes (`list[str]`):
@@ -115,6 +117,7 @@ class LabelSet:
     files: list[Path]
     splits: str = "by image"
     references: dict[str, str] = field(default_factory=dict)
+    ends: tuple[float, float] | None = None
     levels: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -164,7 +167,7 @@ def label_set(
     described["scores"] += f"; {better}"
     described.setdefault("rule", describe_rule(scores, scale, direction, ends))
     stds = np.array([math.nan if row.std is None else row.std for row in rows])
-    return LabelSet(name, rows, mos, stds * factor, scale, direction, **described)
+    return LabelSet(name, rows, mos, stds * factor, scale, direction, ends=ends, **described)
 
 
 def describe_rule(scores: np.ndarray, scale: str, direction: str, ends: tuple[float, float] | None) -> str:
