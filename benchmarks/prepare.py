@@ -4,9 +4,9 @@ Memory and speed of `q-hawkeye prepare`: does memory grow with the set, and what
     python benchmarks/prepare.py
     python benchmarks/prepare.py --sizes 1000 10000 --embed
 
-Writes sets of JPEG images of 512 x 384 in SPAQ's layout into a temporary folder, prepares each in a process of its own
-and prints its peak memory, the ratio of the largest set's to the smallest's, and the images a second beside a plain loop
-that decodes the same files with Pillow.
+Writes sets of JPEG images of 512 x 384 in SPAQ's layout into a temporary folder, prepares each in a process of its
+own and prints its peak memory, the ratio of the largest set's to the smallest's, and the images a second beside a
+plain loop that decodes the same files with Pillow.
 """
 
 import argparse

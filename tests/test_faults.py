@@ -42,11 +42,11 @@ def _row(name, where=None, split=None, **more):
 
 
 def test_rows_with_faults_are_listed_with_their_place():
-    labels = _labels([_row("a"), _row("b"), _row("c")], mos=[3.0, math.nan, 2.0])
+    labels = _labels([_row("a"), _row("b"), _row("c", split="test")], mos=[3.0, math.nan, 2.0])
     findings = [Finding("/x/a", 1, 1, "h"), Finding("/x/b", 1, 1, "h"), Finding("/x/c", 0, 0, None, "missing", "gone")]
     assert row_faults(labels, findings) == [
         Fault("unscored", "b", "line b has no score"),
-        Fault("missing", "/x/c", "gone (line c)"),
+        Fault("missing", "/x/c", "gone (line c, test)"),
     ]
 
 

@@ -97,6 +97,7 @@ def test_references_of_the_same_pixels_are_one(kadid, tmp_path):
         shutil.copy(kadid / "images" / "I01.png", kadid / "images" / f"I{r:02}.png")
     result = _kadid(kadid, tmp_path / "out")
     assert [split["rows"] for split in result.splits.values()] == [40]
+    assert "There are too few groups for all splits: validation, test got none." in result.notes
 
 
 def test_a_missing_reference_image_is_told_apart_from_a_missing_image(kadid, tmp_path):
@@ -222,7 +223,8 @@ def test_drawn_splits_keep_copies_together(tmp_path):
         splits[row["image_hash"]].add(split)
     assert len(splits) == 10
     assert all(len(found) == 1 for found in splits.values())
-    assert "20 images have the same pixels as another one." in result.notes
+    note = "20 images have the same pixels as another one (1.png = 0.png, 2.png = 0.png, 4.png = 3.png, …)."
+    assert note in result.notes
 
 
 def test_links_out_of_the_folder_are_reported_and_followed_only_when_permitted(kadid, tmp_path):
@@ -235,6 +237,8 @@ def test_links_out_of_the_folder_are_reported_and_followed_only_when_permitted(k
         _kadid(kadid, tmp_path / "out")
     _kadid(kadid, tmp_path / "out", allowed={"outside": 1})
     assert NAMES[0] not in _rows(tmp_path / "out")
+    _kadid(kadid, tmp_path / "all", follow_links=True)
+    assert _rows(tmp_path / "all")[NAMES[0]][1]["image_hash"] == pixel_hash(load_image(outside))
 
 
 def test_csiq_is_turned_round_in_the_result(tmp_path):

@@ -77,6 +77,16 @@ def test_csiq_of_the_metas_stands_there_with_a_minus(tmp_path):
     assert np.isnan(labels.mos_std).all()
 
 
+def test_references_of_metas_come_from_file_names(tmp_path):
+    rows = [{"image": f"KADID10K/images/I0{n}_01_01.png", "gt_score": n, "gt_score_norm": n} for n in (1, 2, 3)]
+    write_metas(tmp_path / "metas" / "test_kadid.json", rows)
+    labels = READERS["deqa"](tmp_path, reference_pattern="^(I[0-9]+)_")
+    assert [row.reference for row in labels.rows] == ["I01", "I02", "I03"]
+    for text, message in (("I01", "needs a group"), ("(I01", "no regular expression"), ("(I04)", "does not match")):
+        with pytest.raises(ValueError, match=message):
+            READERS["deqa"](tmp_path, reference_pattern=text)
+
+
 def test_files_can_be_named_with_their_split(tmp_path):
     write_metas(tmp_path / "mine.json", [_meta("a.jpg", 2.0), _meta("b.jpg", 3.0)])
     labels = READERS["deqa"](tmp_path, labels=["validation=mine.json"], name="mine")

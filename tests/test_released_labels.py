@@ -137,7 +137,7 @@ def test_koniq_has_its_official_split_and_both_files_give_the_same_mos(tmp_path)
 
 
 def test_kadid_s_var_holds_standard_deviations(tmp_path):
-    """Thirty whole-number answers an image have a whole sum of squares: a plain loop over the first thousand images."""
+    """Thirty whole-number answers have a whole sum of squares: a plain loop over the first thousand images."""
     rows = _csv("KADID10k")[:1000]
     fits = {"std": 0, "variance": 0}
     for row in rows:

@@ -66,6 +66,9 @@ AllowSharedReference = Annotated[
         help="Keep N references that stand in more than one split.",
     ),
 ]  # fmt: skip
+ReferencePattern = Annotated[
+    str | None, typer.Option(help="Regular expression: its first group in the file name is the reference.")
+]
 Out = Annotated[Path, typer.Option(help="Folder to make; nothing in it is overwritten.")]
 
 
@@ -88,6 +91,9 @@ def _shared(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode images; by default up to four.")
     ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Accept symbolic links that lead out of the set's folder.")
+    ] = False,
     allow_missing: AllowMissing = 0,
     allow_unreadable: AllowUnreadable = 0,
     allow_outside: AllowOutside = 0,
@@ -192,9 +198,10 @@ def _deqa(
         list[str] | None, typer.Option(help="Meta file from --root, FILE or SPLIT=FILE; repeat it. Default: metas/.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the set; by default that of the folder.")] = None,
+    reference_pattern: ReferencePattern = None,
 ) -> dict[str, Any]:
     """DeQA-Score's metas of one set: gt_score_norm as it stands there, splits by file."""
-    return {"labels": labels, "name": name}
+    return {"labels": labels, "name": name, "reference_pattern": reference_pattern}
 
 
 @_command("table")
@@ -209,9 +216,7 @@ def _table(
     std_column: Annotated[str | None, typer.Option(help="Standard deviation of the opinions.")] = None,
     variance_column: Annotated[str | None, typer.Option(help="Variance, in place of the standard deviation.")] = None,
     reference_column: Annotated[str | None, typer.Option(help="Undistorted original: kept in one split.")] = None,
-    reference_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression: its first group in the file name is the reference.")
-    ] = None,
+    reference_pattern: ReferencePattern = None,
     group_column: Annotated[str | None, typer.Option(help="What else is kept in one split.")] = None,
     split_column: Annotated[str | None, typer.Option(help="Split of the row; by default it is drawn.")] = None,
     id_column: Annotated[str | None, typer.Option(help="Name of the image; by default its path.")] = None,
@@ -262,6 +267,7 @@ def _prepare(name: str, shared: dict[str, Any], own: dict[str, Any]) -> None:
         shares=_shares(shared["shares"]),
         embed=shared["embed"],
         allowed={kind: shared[f"allow_{kind.replace('-', '_')}"] for kind in FAULTS},
+        follow_links=shared["follow_links"],
         workers=shared["workers"] or min(4, os.cpu_count() or 1),
         progress=_progress,
     )

@@ -60,7 +60,8 @@ def row_faults(labels: LabelSet, findings: Sequence[Finding]) -> list[Fault]:
     faults = []
     for row, mos, finding in zip(labels.rows, labels.mos, findings, strict=True):
         if finding.fault is not None:
-            faults.append(Fault(finding.fault, finding.key, f"{finding.reason} ({row.where})"))
+            place = row.where if row.split is None else f"{row.where}, {row.split}"
+            faults.append(Fault(finding.fault, finding.key, f"{finding.reason} ({place})"))
         if not np.isfinite(mos):
             faults.append(Fault("unscored", row.image_id, f"{row.where} has no score"))
     return faults

@@ -119,6 +119,7 @@ def inspect_images(
     folder: Path,
     journal: Journal,
     *,
+    follow_links: bool = False,
     workers: int = 1,
     progress: Callable[[], object] = lambda: None,
 ) -> Iterator[Finding]:
@@ -129,9 +130,11 @@ def inspect_images(
         images (`Sequence[str | EmbeddedImage]`):
             Absolute paths, or images of a table.
         folder (`Path`):
-            Folder that paths must lie in, symbolic links followed.
+            Folder that paths must lie in.
         journal ([`Journal`]):
             What is known already, and where new findings go.
+        follow_links (`bool`, *optional*, defaults to `False`):
+            Whether symbolic links may lead out of the folder.
         workers (`int`, *optional*, defaults to `1`):
             Threads that decode; the result does not depend on them.
         progress (`Callable`, *optional*):
@@ -140,7 +143,8 @@ def inspect_images(
     Yields:
         [`Finding`]: In the order of `images`.
     """
-    home = os.path.realpath(folder)
+    resolve = os.path.abspath if follow_links else os.path.realpath
+    home = resolve(folder)
     pending: deque[Future[tuple[Finding, bool]]] = deque()
 
     def finish() -> Finding:
@@ -153,7 +157,7 @@ def inspect_images(
     pool = ThreadPoolExecutor(workers)
     try:
         for image in images:
-            pending.append(pool.submit(_inspect, image, home, journal))
+            pending.append(pool.submit(_inspect, image, home, resolve, journal))
             if len(pending) >= 4 * workers:
                 yield finish()
         while pending:
@@ -188,7 +192,9 @@ def read_image_file(image: str | EmbeddedImage, finding: Finding) -> bytes:
     return data
 
 
-def _inspect(image: str | EmbeddedImage, home: str, journal: Journal) -> tuple[Finding, bool]:
+def _inspect(
+    image: str | EmbeddedImage, home: str, resolve: Callable[[str], str], journal: Journal
+) -> tuple[Finding, bool]:
     """The finding, and whether it is new; a file that is missing or outside is looked at again by every run."""
     if isinstance(image, EmbeddedImage):
         data = image.read()
@@ -205,7 +211,7 @@ def _inspect(image: str | EmbeddedImage, home: str, journal: Journal) -> tuple[F
     finding = Finding(image, status.st_size, status.st_mtime_ns, None)
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         return finding._replace(fault="missing", reason="it is no regular file"), False
-    real = os.path.realpath(image)
+    real = resolve(image)
     if os.path.commonpath([home, real]) != home:
         return finding._replace(fault="outside", reason=f"it leads to {real}, out of {home}"), False
     known = journal.get(*finding[:3])

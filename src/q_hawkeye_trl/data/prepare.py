@@ -43,7 +43,7 @@ Columns of prepared data. `mos` in [1, 5] is `mos_raw` under the rule `mos_scale
 """
 
 _SHARD_ROWS = {True: 500, False: 20_000}  # embedded or not
-_BATCH_BYTES = 16 * 2**20
+_BATCH_BYTES = 4 * 2**20
 
 
 class PreparedRow(NamedTuple):
@@ -64,6 +64,7 @@ def prepare(
     shares: Sequence[float] = SHARES,
     embed: bool = False,
     allowed: Mapping[str, int] | None = None,
+    follow_links: bool = False,
     workers: int = 1,
     progress: Callable[[int], Callable[[], object]] = lambda total: lambda: None,
 ) -> Preparation:
@@ -88,6 +89,8 @@ def prepare(
         allowed (`Mapping[str, int]`, *optional*):
             How many faults are permitted, by the keys of [`~data.faults.FAULTS`]. Rows whose image is missing,
             unreadable or outside, and rows without a score, are left out then; what stands in several splits stays.
+        follow_links (`bool`, *optional*, defaults to `False`):
+            Whether symbolic links may lead out of the set's folder, as in stores that link to one copy of each file.
         workers (`int`, *optional*, defaults to `1`):
             Threads that decode images; the result does not depend on them.
         progress (`Callable`, *optional*):
@@ -110,7 +113,7 @@ def prepare(
         return done
     check_labels(labels)
     with WorkFolder(out) as work:
-        findings, references = _inspect(labels, work.path / "inspected.jsonl", workers, progress)
+        findings, references = _inspect(labels, work.path / "inspected.jsonl", follow_links, workers, progress)
         rows, faults, notes = _split(labels, findings, references, shares, seed)
         check_faults(faults, allowed or {}, work.path / FAULTS_FILE)
         fingerprint = _fingerprint(rows, request)
@@ -169,13 +172,18 @@ def _request(labels: LabelSet, seed: int, shares: Sequence[float], embed: bool) 
 
 
 def _inspect(
-    labels: LabelSet, journal: Path, workers: int, progress: Callable[[int], Callable[[], object]]
+    labels: LabelSet,
+    journal: Path,
+    follow_links: bool,
+    workers: int,
+    progress: Callable[[int], Callable[[], object]],
 ) -> tuple[list[Finding], dict[str, Finding]]:
     images = [row.image for row in labels.rows]
     originals = list(labels.references.values())
     step = progress(len(images) + len(originals))
+    options = {"follow_links": follow_links, "workers": workers, "progress": step}
     with Journal(journal) as known:
-        found = list(inspect_images([*images, *originals], labels.folder, known, workers=workers, progress=step))
+        found = list(inspect_images([*images, *originals], labels.folder, known, **options))  # type: ignore[arg-type]
     return found[: len(images)], dict(zip(labels.references, found[len(images) :], strict=True))
 
 
@@ -209,13 +217,25 @@ def _split(
         pixels,
         [row.label.reference for row in rows],
     )
-    repeated = len(pixels) - len(set(pixels))
-    if repeated:
-        notes.append(f"{repeated} images have the same pixels as another one.")
+    notes += _repetition_notes(rows)
+    empty = [split for split, share in zip(SPLITS, shares, strict=True) if share > 0 and split not in splits]
+    if empty and labels.rows[0].split is None:
+        notes.append(f"There are too few groups for all splits: {', '.join(empty)} got none.")
     broken = [name for name, finding in references.items() if finding.fault is not None]
     if broken:
         notes.append(f"{len(broken)} references can't be read ({broken[0]}): they count by name, not by content.")
     return rows, faults, notes
+
+
+def _repetition_notes(rows: Sequence[PreparedRow]) -> list[str]:
+    first: dict[str, str] = {}
+    repeated = []
+    for row in rows:
+        original = first.setdefault(str(row.finding.pixels), row.label.image_id)
+        if original != row.label.image_id:
+            repeated.append(f"{row.label.image_id} = {original}")
+    few = ", ".join(repeated[:3]) + (", …" if len(repeated) > 3 else "")
+    return [f"{len(repeated)} images have the same pixels as another one ({few})."] if repeated else []
 
 
 def _keys(row: LabelRow, finding: Finding, references: Mapping[str, Finding]) -> list[str]:

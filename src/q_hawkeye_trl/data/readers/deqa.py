@@ -8,7 +8,7 @@ import numpy as np
 
 from ..scales import to_mos
 from ..splits import split_name
-from .labels import LabelRow, LabelSet, parse_number
+from .labels import LabelRow, LabelSet, ReferencePattern, parse_number
 
 
 def read_deqa(
@@ -18,6 +18,7 @@ def read_deqa(
     images: str | None = None,
     labels: list[str] | None = None,
     name: str | None = None,
+    reference_pattern: str | None = None,
 ) -> LabelSet:
     """
     Reads metas of one set as DeQA-Score lays them out, `SET/metas/train_….json` and `SET/metas/test_….json`.
@@ -39,6 +40,9 @@ def read_deqa(
         name (`str`, *optional*):
             Value of the `dataset` column, by default the name of `root` in small letters.
 
+        reference_pattern (`str`, *optional*):
+            [`~data.readers.labels.ReferencePattern`]: the metas name no references.
+
     Returns:
         [`LabelSet`]
 
@@ -48,7 +52,7 @@ def read_deqa(
     """
     if scale not in (None, "deqa"):
         raise ValueError(f"Unknown scale {scale!r} of DeQA-Score's metas; they are normalised by `deqa`.")
-    files = _files(root, labels)
+    files, pattern = _files(root, labels), ReferencePattern(reference_pattern) if reference_pattern else None
     rows: list[LabelRow] = []
     norms: list[float] = []
     entries = [(split, path, number, entry) for split, path in files for number, entry in _entries(path)]
@@ -58,7 +62,9 @@ def read_deqa(
         norm = parse_number(entry.get("gt_score_norm"))
         norms.append(np.nan if norm is None else norm)
         image = os.path.normpath(folder / entry["image"])
-        rows.append(LabelRow(entry["image"], image, f"{path}, entry {number}", score, std, split))
+        where = f"{path}, entry {number}"
+        reference = pattern.reference(entry["image"], where) if pattern else None
+        rows.append(LabelRow(entry["image"], image, where, score, std, split, reference))
     scores = np.array([np.nan if row.score is None else row.score for row in rows])
     mos, factor, rule = _mos(scores, np.array(norms), files[0][1])
     return LabelSet(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -199,6 +200,39 @@ def check_ends(rows: Sequence[LabelRow], ends: tuple[float, float]) -> None:
                 f"{row.where} ({row.image_id}): expected a score in [{low:g}, {high:g}], got {row.score:g}. Scores "
                 "are never clamped: correct the row or the scale's ends."
             )
+
+
+class ReferencePattern:
+    """
+    Takes the reference from an image's file name.
+
+    Args:
+        text (`str`):
+            Regular expression, looked for anywhere in the file name; its first group is the reference.
+
+    Raises:
+        `ValueError`: It is no regular expression, or has no group.
+    """
+
+    def __init__(self, text: str):
+        try:
+            self._pattern = re.compile(text)
+        except re.error as error:
+            raise ValueError(f"--reference-pattern {text!r} is no regular expression ({error}).") from error
+        if self._pattern.groups < 1:
+            raise ValueError(f"--reference-pattern {text!r} needs a group in parentheses, like '^(I[0-9]+)_'.")
+
+    def reference(self, image_id: str, where: str) -> str:
+        """
+        Returns the reference of one image.
+
+        Raises:
+            `ValueError`: The file name does not match; the message names the row.
+        """
+        found = self._pattern.search(os.path.basename(image_id))
+        if found is None or found.group(1) is None:
+            raise ValueError(f"{where} ({image_id}): the file name does not match {self._pattern.pattern!r}.")
+        return found.group(1)
 
 
 def parse_number(value: object) -> float | None:

@@ -112,7 +112,7 @@ def read_pipal(root: Path, *, scale: str | None = None, images: str | None = Non
             name = plain_name(name, where)
             reference = f"{name.split('_')[0]}.bmp"
             rows.append(LabelRow(name, index.path(name), where, parse_number(score), reference=reference))
-    folder = folders[0] if images else Path(os.path.abspath(root))
+    folder = _common(root, folders[0])
     originals = _folders(root, ("train_ref", "ref"))
     return label_set(
         "pipal", rows, scale=scale, ends=None, scores="Elo rating, without fixed ends", folder=folder, files=files,

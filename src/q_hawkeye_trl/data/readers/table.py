@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from ..folder import read_folder
 from ..scales import DIRECTIONS
 from ..splits import split_name
 from .files import cell_text, check_columns, read_csv
-from .labels import EmbeddedImage, LabelRow, LabelSet, label_set, parse_number
+from .labels import EmbeddedImage, LabelRow, LabelSet, ReferencePattern, label_set, parse_number
 
 
 class TableColumns(NamedTuple):
@@ -105,11 +104,7 @@ def read_table(
     path, base = root / labels, Path(os.path.abspath(root / (images or ".")))
     if not base.is_dir():
         raise FileNotFoundError(f"There is no folder {base}: name the one that image paths count from.")
-    pattern = re.compile(reference_pattern) if reference_pattern else None
-    if pattern is not None and pattern.groups < 1:
-        raise ValueError(
-            f"--reference-pattern {reference_pattern!r} needs a group in parentheses, like '^(I[0-9]+)_'."
-        )
+    pattern = ReferencePattern(reference_pattern) if reference_pattern else None
     rows = [_row(cells, where, split, base, columns, pattern) for where, split, cells in _cells(path, columns)]
     return label_set(
         name, rows, scale=scale, ends=ends, direction=direction, folder=base,
@@ -118,7 +113,7 @@ def read_table(
     )  # fmt: skip
 
 
-def _split_rule(rows: list[LabelRow], columns: TableColumns, pattern: re.Pattern | None) -> str:
+def _split_rule(rows: list[LabelRow], columns: TableColumns, pattern: ReferencePattern | None) -> str:
     with_split = [row.split is not None for row in rows]
     if any(with_split):
         if not all(with_split):
@@ -140,7 +135,12 @@ def _notes(columns: TableColumns, direction: str) -> list[str]:
 
 
 def _row(
-    cells: dict[str, Any], where: str, split: str | None, base: Path, columns: TableColumns, pattern: re.Pattern | None
+    cells: dict[str, Any],
+    where: str,
+    split: str | None,
+    base: Path,
+    columns: TableColumns,
+    pattern: ReferencePattern | None,
 ) -> LabelRow:
     image = cells[columns.image]
     if isinstance(image, EmbeddedImage):
@@ -164,10 +164,7 @@ def _row(
         split = split_name(cells[columns.split], where)
     reference = cell_text(cells[columns.reference]) or None if columns.reference else None
     if pattern is not None:
-        found = pattern.search(os.path.basename(image_id))
-        if found is None:
-            raise ValueError(f"{where} ({image_id}): the file name does not match {pattern.pattern!r}.")
-        reference = found.group(1)
+        reference = pattern.reference(image_id, where)
     group = cell_text(cells[columns.group]) or None if columns.group else None
     return LabelRow(image_id, image, where, parse_number(cells[columns.score]), spread, split, reference, group)
 
