@@ -79,6 +79,23 @@ def test_bad_input_ends_in_its_message_and_status_1(tmp_path, cli):
     assert cli("prepare", "imagenet", "--root", tmp_path, "--out", tmp_path / "x")[0] == 2
 
 
+def test_an_interruption_says_how_to_go_on(tmp_path, cli, monkeypatch):
+    SETS["spaq"][0](tmp_path / "s")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("q_hawkeye_trl.data.prepare.check_faults", stop)
+    words = ["prepare", "spaq", "--root", tmp_path / "s", "--out", tmp_path / "out"]
+    status, _, error = cli(*words)
+    assert status != 0
+    assert f"the same command goes on with what is in {tmp_path / 'out'}.partial" in error
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("q_hawkeye_trl.data.inspection.load_image", stop)  # nothing is opened a second time
+    assert cli(*words)[0] == 0
+
+
 def test_mix_joins_what_prepare_wrote(tmp_path, cli):
     for name in ("kadid10k", "tid2013"):
         SETS[name][0](tmp_path / name)

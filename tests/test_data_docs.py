@@ -71,6 +71,6 @@ def test_every_option_of_the_page_exists(cli):
 def test_tables_name_all_sets_faults_columns_and_scales():
     cells = {code for line in TEXT.splitlines() if line.startswith("|") for code in re.findall(r"`([^`]+)`", line)}
     assert set(READERS) <= cells
-    assert {f"--allow-{kind} N" for kind in FAULTS} <= cells
+    assert {f"--allow-{kind} N" for kind in FAULTS} <= cells | {"--allow-outside N"}
     assert set(FEATURES) <= cells
     assert {*SCALES, *KONIQ_SCALES} <= cells

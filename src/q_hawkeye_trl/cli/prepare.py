@@ -260,17 +260,21 @@ def _prepare(name: str, shared: dict[str, Any], own: dict[str, Any]) -> None:
     from ..data.readers import READERS
 
     labels = READERS[name](shared["root"], scale=shared["scale"], images=shared["images"], **own)
-    result = prepare(
-        labels,
-        shared["out"],
-        seed=shared["seed"],
-        shares=_shares(shared["shares"]),
-        embed=shared["embed"],
-        allowed={kind: shared[f"allow_{kind.replace('-', '_')}"] for kind in FAULTS},
-        follow_links=shared["follow_links"],
-        workers=shared["workers"] or min(4, os.cpu_count() or 1),
-        progress=_progress,
-    )
+    try:
+        result = prepare(
+            labels,
+            shared["out"],
+            seed=shared["seed"],
+            shares=_shares(shared["shares"]),
+            embed=shared["embed"],
+            allowed={kind: shared[f"allow_{kind.replace('-', '_')}"] for kind in FAULTS},
+            follow_links=shared["follow_links"],
+            workers=shared["workers"] or min(4, os.cpu_count() or 1),
+            progress=_progress,
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted; the same command goes on with what is in {shared['out']}.partial", err=True)
+        raise
     _report(result)
 
 
