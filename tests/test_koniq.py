@@ -1,4 +1,5 @@
 import csv
+import statistics
 
 import numpy as np
 import pytest
@@ -122,7 +123,15 @@ def test_the_four_rules_give_the_published_values(tmp_path, scale, mos):
     assert row["mos_scale"] == scale
     assert row["mos_direction"] == "higher"
     assert row["mos_raw"] == pytest.approx(3.479167 if scale in ("raw", "deqa") else 68.7285714286, abs=1e-6)
-    assert row["mos_std"] == pytest.approx(0.580003)
+    assert row["mos_std_raw"] == pytest.approx(0.580003)
+    means = [_reference_mean(counts) for _, counts, *_ in ROWS]
+    points = {  # MOS that a point of the raters' scale is worth; of the z-scored rules by the ratio of both spreads
+        "raw": 1,
+        "deqa": 4 / (max(means) - min(means)),
+        "zscore": statistics.pstdev(1 + 4 * row[2] / 100 for row in ROWS) / statistics.pstdev(means),
+    }
+    if scale in points:
+        assert row["mos_std"] == pytest.approx(0.580003 * points[scale], rel=1e-5)
 
 
 @pytest.mark.parametrize("scale", KONIQ_SCALES)
@@ -142,7 +151,7 @@ def test_rows_have_the_documented_columns(tmp_path):
     dataset = load_koniq(_koniq(tmp_path), "test")
     assert set(dataset.column_names) == {
         *("prompt", "image", "image_id", "dataset"),
-        *("mos", "mos_raw", "mos_direction", "mos_scale", "mos_std"),
+        *("mos", "mos_raw", "mos_direction", "mos_scale", "mos_std", "mos_std_raw"),
     }
     assert dataset["image_id"][:] == ["121123359.jpg", "10007357496.jpg"]  # the file's order
     assert isinstance(dataset.features["image"], ImageFeature)

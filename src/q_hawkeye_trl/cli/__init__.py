@@ -5,6 +5,7 @@ import sys
 import typer
 
 from .. import __version__
+from . import prepare
 from .evaluate import evaluate
 from .merge import merge
 from .pair import pair
@@ -19,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(prepare.app, name="prepare")
 
 
 def _print_version(wanted: bool) -> None:

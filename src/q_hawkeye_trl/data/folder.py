@@ -41,7 +41,7 @@ def load_folder(path: str | os.PathLike, split: str | None = None) -> Dataset:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no folder {path}: pass a folder of prepared data.")
-    dataset = name_images(_with_images(_one_split(_read(path), split, path), path))
+    dataset = name_images(_with_images(_one_split(read_folder(path), split, path), path))
     if "prompt" not in dataset.column_names:
         dataset = dataset.add_column("prompt", [quality_messages() for _ in range(len(dataset))])
     if "image_id" not in dataset.column_names:
@@ -108,7 +108,13 @@ def check_pair(original: Image.Image, degraded: Image.Image | None, where: str) 
         )
 
 
-def _read(path: Path) -> Dataset | DatasetDict:
+def read_folder(path: Path) -> Dataset | DatasetDict:
+    """
+    Reads all splits of a folder of prepared data, see [`load_folder`]; images stay undecoded.
+
+    Raises:
+        `ValueError`: The folder holds nothing readable; the message names it.
+    """
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return load_from_disk(str(path))
     tables = [file for file in sorted(path.iterdir()) if file.suffix in _TABLES and file.stem != "metadata"]

@@ -17,7 +17,8 @@ from datasets import Dataset, Image
 
 from ..text import quality_messages
 from .named_images import name_images
-from .scales import koniq_mos, mean_opinion
+from .scales import koniq_mos, mean_opinion, spread_factor
+from .splits import draw_splits
 
 SETS_FILE = "koniq10k_distributions_sets.csv"
 """Label file with the official split: c1 to c5 are shares, MOS is the column of 0 to 100."""
@@ -94,7 +95,8 @@ def load_koniq(
         - `mos`: MOS in [1, 5], higher is better.
         - `mos_raw`: value that the rule started from: the mean answer in [1, 5] for `deqa` and `raw`, the column of
           0 to 100 for the others. `mos_direction`: `"higher"`, the better end of `mos_raw`. `mos_scale`: the rule.
-        - `mos_std`: standard deviation of the answers on their own scale of 1 to 5, whatever the rule.
+        - `mos_std`: standard deviation of the answers in points of `mos`, see [`~data.scales.spread_factor`].
+          `mos_std_raw`: the same on the answers' own scale of 1 to 5, as published.
 
     Raises:
         `FileNotFoundError`: A folder, the label file or images are missing.
@@ -102,10 +104,11 @@ def load_koniq(
     """
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r} of KonIQ-10k; choose one of {', '.join(SPLITS)}.")
-    images = _image_folder(Path(data_dir), resolution)
-    labels = read_koniq_labels(_label_file(Path(data_dir)))
+    images = koniq_image_folder(Path(data_dir), resolution)
+    labels = read_koniq_labels(koniq_label_file(Path(data_dir)))
     mean, zscore = mean_opinion(np.array([label.shares for label in labels])), [label.zscore for label in labels]
     mos, source = koniq_mos(mean, np.array(zscore), scale)
+    factor = spread_factor(mos, mean)
     splits = _splits(labels, seed)
     rows = _present([i for i in range(len(labels)) if splits[i] == split], labels, images, allow_missing)
     columns = {
@@ -117,7 +120,8 @@ def load_koniq(
         "mos_raw": [float(source[i]) for i in rows],
         "mos_direction": ["higher"] * len(rows),
         "mos_scale": [scale] * len(rows),
-        "mos_std": [labels[i].std for i in rows],
+        "mos_std": [labels[i].std * factor for i in rows],
+        "mos_std_raw": [labels[i].std for i in rows],
     }
     return name_images(Dataset.from_dict(columns).cast_column("image", Image()))
 
@@ -193,7 +197,13 @@ def _number(row: dict, column: str, low: float, high: float, where: str) -> floa
     return value
 
 
-def _label_file(data_dir: Path) -> Path:
+def koniq_label_file(data_dir: Path) -> Path:
+    """
+    Finds the label file in KonIQ-10k's folder, the one with the official split first.
+
+    Raises:
+        `FileNotFoundError`: None of the two is there; the message lists what is.
+    """
     for name in (SETS_FILE, SCORES_FILE):
         if (data_dir / name).is_file():
             return data_dir / name
@@ -201,7 +211,14 @@ def _label_file(data_dir: Path) -> Path:
     raise FileNotFoundError(f"{data_dir}: expected {SETS_FILE} or {SCORES_FILE}, found these csv files: {found}.")
 
 
-def _image_folder(data_dir: Path, resolution: str | None) -> Path:
+def koniq_image_folder(data_dir: Path, resolution: str | None) -> Path:
+    """
+    Finds the images in KonIQ-10k's folder, those of `resolution` or else the largest.
+
+    Raises:
+        `FileNotFoundError`: There is no such folder.
+        `ValueError`: Unknown resolution.
+    """
     if resolution is not None and resolution not in RESOLUTIONS:
         raise ValueError(f"Unknown resolution {resolution!r} of KonIQ-10k; choose one of {', '.join(RESOLUTIONS)}.")
     if not data_dir.is_dir():
@@ -217,14 +234,8 @@ def _splits(labels: list[KoniqLabel], seed: int) -> list[str | None]:
     if labels[0].split is not None:
         return [label.split for label in labels]
     warnings.warn(f"{SCORES_FILE} has no split: drawing one with seed {seed}, which is not the official one.")
-    # By name and not by row, so that the order of the file doesn't matter.
-    order = sorted(range(len(labels)), key=lambda i: labels[i].name)
-    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))
-    ends = np.cumsum(SPLIT_SIZES) * len(labels) / sum(SPLIT_SIZES)
-    splits: list[str | None] = [None] * len(labels)
-    for position, index in enumerate(drawn):
-        splits[order[index]] = SPLITS[int(np.searchsorted(np.rint(ends), position, side="right"))]
-    return splits
+    drawn = draw_splits([label.name for label in labels], SPLIT_SIZES, seed)
+    return [SPLITS[drawn[label.name]] for label in labels]
 
 
 def _present(rows: list[int], labels: list[KoniqLabel], images: Path, allow_missing: int) -> list[int]:

@@ -8,6 +8,12 @@ import numpy as np
 KONIQ_SCALES = ("deqa", "raw", "zscore-minmax", "zscore")
 """Rules that [`koniq_mos`] knows."""
 
+SCALES = ("deqa", "linear")
+"""Rules that [`to_mos`] knows, of every other set."""
+
+DIRECTIONS = ("higher", "lower")
+"""Which end of a released score is the better one."""
+
 
 def mean_opinion(shares: np.ndarray) -> np.ndarray:
     """
@@ -74,3 +80,100 @@ def koniq_mos(mean: np.ndarray, zscore: np.ndarray, scale: str) -> tuple[np.ndar
     if scale == "zscore":
         return 1 + 4 * zscore / 100, source
     return min_max(source), source
+
+
+def to_mos(
+    values: np.ndarray, scale: str, direction: str = "higher", ends: tuple[float, float] | None = None
+) -> tuple[np.ndarray, float]:
+    """
+    Brings the released scores of a whole set to MOS in [1, 5], higher is better. Nothing is clamped.
+
+    Args:
+        values (`np.ndarray`):
+            Scores of the whole set, test images included, shape `(N,)`; NaN where an image has none.
+        scale (`str`):
+            `"deqa"`: from the smallest to the largest score that occurs ([`min_max`], DeQA-Score). `"linear"`: from
+            end to end of the scale on which people answered, 1 + 4 (v - low) / (high - low).
+        direction (`str`, *optional*, defaults to `"higher"`):
+            Better end of `values`, one of `DIRECTIONS`; `"lower"` is turned round.
+        ends (`tuple[float, float]`, *optional*):
+            Lowest and highest value of the scale; `"linear"` needs them.
+
+    Returns:
+        `tuple[np.ndarray, float]`: MOS of shape `(N,)`, NaN where `values` is, and the points of MOS that one unit of
+        the released score is worth, by which standard deviations are multiplied.
+
+    Raises:
+        `ValueError`: Unknown rule or direction, no ends, a score beyond them, or fewer than two different scores.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"Unknown scale {scale!r}; choose one of {', '.join(SCALES)}.")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"Unknown direction {direction!r}: which end is better, {' or '.join(DIRECTIONS)}?")
+    scored = np.isfinite(values)
+    if not scored.any():
+        raise ValueError("No image has a score.")
+    if scale == "deqa":
+        oriented = values if direction == "higher" else -values
+        mos = np.full(values.shape, np.nan)
+        mos[scored] = min_max(oriented[scored])
+        return mos, float(4 / (oriented[scored].max() - oriented[scored].min()))
+    if ends is None or not ends[0] < ends[1]:
+        raise ValueError(f"The scale `linear` needs the lowest and the highest value of the scale, got {ends}.")
+    low, high = ends
+    beyond = values[scored & ~((low <= values) & (values <= high))]
+    if len(beyond):
+        raise ValueError(
+            f"{len(beyond)} of {scored.sum()} scores lie beyond [{low:g}, {high:g}], {beyond[0]:g} for one: give the "
+            "scale's true ends. Scores are never clamped."
+        )
+    distance = values - low if direction == "higher" else high - values
+    return 1 + 4 * (distance / (high - low)), 4 / (high - low)
+
+
+def spread_factor(mos: np.ndarray, answers: np.ndarray) -> float:
+    """
+    Tells how many points of MOS one point of the raters' scale is worth: the ratio of both standard deviations over
+    the set. It is the slope where MOS is a linear function of the mean answer, and the nearest to it where it is not
+    (KonIQ-10k's rules of the z-scores).
+
+    Args:
+        mos (`np.ndarray`), answers (`np.ndarray`):
+            MOS and mean answers of the whole set, both `(N,)`.
+
+    Returns:
+        `float`: At least 0; 1 for a set of one image or of equal answers, which tell nothing.
+    """
+    spread = float(np.std(answers))
+    return float(np.std(mos)) / spread if spread > 0 else 1.0
+
+
+def spread_reading(means: np.ndarray, spreads: np.ndarray, raters: int) -> tuple[float, float]:
+    """
+    Tells from the numbers whether a column holds standard deviations or variances of whole-number answers: n answers
+    with mean m and variance v have the sum of squares n (v + m²), a whole number, even or odd as the sum n m is.
+
+    Args:
+        means (`np.ndarray`):
+            Mean answers, shape `(N,)`, rounded to two decimals or finer.
+        spreads (`np.ndarray`):
+            The column in question, shape `(N,)`, rounded to three decimals or finer.
+        raters (`int`):
+            Answers an image, n.
+
+    Returns:
+        `tuple[float, float]`: Share of the rows that fit a standard deviation and that fit a variance (population
+        form, divided by n), in [0, 1]; a few in a hundred fit a wrong reading by chance. 0 and 0 where no mean is one
+        of n whole numbers.
+    """
+    sums = np.rint(means * raters)
+    usable = np.isfinite(means) & np.isfinite(spreads) & (np.abs(sums / raters - means) <= 0.0051)
+    if not usable.any():
+        return 0.0, 0.0
+    sums, spreads = sums[usable], spreads[usable]
+    shares = []
+    for variances, rounding in ((spreads**2, spreads * 0.001), (spreads, 0.0005)):
+        squares = raters * variances + sums**2 / raters
+        off = np.abs((squares - sums + 1) % 2 - 1)  # distance to a whole number of the sum's parity
+        shares.append(float(np.mean(off <= raters * rounding + 1e-3)))
+    return shares[0], shares[1]

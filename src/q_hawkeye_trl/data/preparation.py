@@ -1,0 +1,81 @@
+"""What a prepared folder says of itself: the result for cards and terminals, and the record of what was asked."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .arrow_folder import refuse_taken
+from .faults import Fault
+
+CARD_FILE = "README.md"
+RECORD_FILE = "prepare.json"
+FAULTS_FILE = "faults.csv"
+
+
+@dataclass
+class Preparation:
+    """
+    What was prepared, for cards and terminals.
+
+    Args:
+        out (`Path`):
+            The folder.
+        splits (`dict[str, dict]`):
+            By split: `rows`, `references`, `mos`, `mos_raw` and `mos_std` (lowest, mean, highest) and `sha256`, over
+            the rows' image hashes and MOS.
+        faults (`list[Fault]`):
+            Faults that were permitted.
+        notes (`list[str]`):
+            What a user should know.
+        existed (`bool`):
+            Whether the same command had made the folder before.
+    """
+
+    out: Path
+    splits: dict[str, dict]
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    existed: bool = False
+
+
+def finished(out: Path, request: dict) -> Preparation | None:
+    """
+    Tells whether the same command has made the folder already.
+
+    Args:
+        out (`Path`):
+            The folder.
+        request (`dict`):
+            What the command asks for.
+
+    Returns:
+        [`Preparation`] or `None`: `None` where the folder is missing or empty.
+
+    Raises:
+        `FileExistsError`: The folder holds something else.
+    """
+    try:
+        record = json.loads((out / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        refuse_taken(out)
+        return None
+    if record.get("request") != request:
+        changed = [key for key in request if record.get("request", {}).get(key) != request[key]]
+        raise FileExistsError(
+            f"{out} was made with another {', '.join(changed) or 'request'}, and nothing in it is overwritten: name "
+            "another folder by --out, or remove it."
+        )
+    faults = [Fault(*fault) for fault in record["faults"]]
+    return Preparation(out, record["splits"], faults, record["notes"], existed=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file; of a folder over its files with their names."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for inner in sorted(inner for inner in path.rglob("*") if inner.is_file()):
+        digest.update(f"{inner.relative_to(path)} {file_hash(inner)}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

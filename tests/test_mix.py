@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict, Features, concatenate_datasets, load_from_disk
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from iqa_layouts import write_images, write_rows
+from q_hawkeye_trl.data.folder import check_rows, load_folder
+from q_hawkeye_trl.data.mix import mix
+from q_hawkeye_trl.data.prepare import prepare
+from q_hawkeye_trl.data.readers import READERS
+from q_hawkeye_trl.data.readers.table import TableColumns
+
+
+def _set(tmp_path, name, count, first=0, embed=False):
+    """A prepared set: images `first`, `first + 1`, …; every fifth is a test image."""
+    root = tmp_path / f"{name}-files"
+    rows = [
+        (f"{name}{n}.png", 1 + n % 5, "test" if n % 5 == 4 else "train", f"r{n % 3}-{n % 5 == 4}")
+        for n in range(count)
+    ]
+    write_rows(root / "t.csv", ["image", "mos", "split", "ref"], rows)
+    write_images(root, [row[0] for row in rows], first=first)
+    columns = TableColumns(split="split", reference="ref")
+    labels = READERS["table"](root, labels="t.csv", direction="higher", ends=(1, 5), name=name, columns=columns)
+    prepare(labels, tmp_path / name, embed=embed)
+    return tmp_path / name
+
+
+def _ids(folder, split):
+    return load_from_disk(folder)[split]["image_id"][:]
+
+
+def test_sets_alternate_in_proportion_and_nothing_is_lost(tmp_path):
+    a, b = _set(tmp_path, "a", 50), _set(tmp_path, "b", 100, first=1000, embed=True)
+    result = mix([a, b], tmp_path / "out")
+    data = load_from_disk(tmp_path / "out")
+    assert list(data) == ["train", "test"]
+    for split in data:
+        assert sorted(data[split]["image_id"][:]) == sorted(_ids(a, split) + _ids(b, split))
+        for name, folder in (("a", a), ("b", b)):
+            of_one = [i for i, d in zip(data[split]["image_id"], data[split]["dataset"], strict=True) if d == name]
+            assert of_one == _ids(folder, split)  # in their own order
+        for stop in range(3, len(data[split]), 3):
+            share = data[split]["dataset"][:stop].count("a") / stop
+            assert abs(share - 1 / 3) <= 1 / stop + 1e-9
+    assert result.splits["train"]["sets"] == {"a": 40, "b": 80}
+    originals = {row["image_id"]: row for folder in (a, b) for part in load_from_disk(folder).values() for row in part}
+    for split in data:
+        for row in data[split]:
+            expected = originals[row["image_id"]]
+            assert np.array_equal(np.asarray(row.pop("image")), np.asarray(expected.pop("image")))
+            assert row == expected
+    raw = data["train"].cast_column("image", ImageFeature(decode=False))
+    assert {(row["dataset"], row["image"]["bytes"] is None) for row in raw} == {("a", True), ("b", False)}
+    check_rows(load_folder(tmp_path / "out", "train"), score_min=1, score_max=5)
+
+
+def test_the_card_counts_the_sets(tmp_path):
+    mix([_set(tmp_path, "a", 10), _set(tmp_path, "b", 20, first=500)], tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| train | 8 | 16 |" in card
+    assert "MOS of different sets have no common order" in card
+
+
+def test_degraded_views_that_only_one_set_has_are_none_in_the_other(tmp_path):
+    a, b = _set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=500)
+    data = load_from_disk(a)
+    views = {}
+    for split, table in data.items():
+        images = [Image.new("RGB", (128, 64), (n, 0, 0)) if n else None for n in range(len(table))]
+        column = Dataset.from_dict({"degraded_image": images}, features=Features(degraded_image=ImageFeature()))
+        views[split] = concatenate_datasets([table, column], axis=1)
+    DatasetDict(views).save_to_disk(tmp_path / "paired")
+    mix([tmp_path / "paired", b], tmp_path / "out")
+    train = load_folder(tmp_path / "out", "train")
+    check_rows(train, score_min=1, score_max=5)
+    present = {row["image_id"]: row["degraded_image"] is not None for row in train}
+    assert sum(present.values()) == 7
+    assert not any(value for name, value in present.items() if name.startswith("b"))
+
+
+def test_the_same_pixels_in_splits_of_different_sets_are_leakage(tmp_path):
+    a, b = _set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=4)  # image 4 is tested in a and trained on in b
+    with pytest.raises(ValueError, match=r"a/a4\.png \(test\)") as error:
+        mix([a, b], tmp_path / "out")
+    count = int(str(error.value).rstrip(".").split("--allow-leakage ")[1])
+    assert not (tmp_path / "out").exists()
+    result = mix([a, b], tmp_path / "out", allowed={"leakage": count})
+    assert len(result.faults) == count
+    assert "Faults that were permitted" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_same_command_twice_does_nothing(tmp_path):
+    folders = [_set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=500)]
+    mix(folders, tmp_path / "out")
+    assert mix(folders, tmp_path / "out").existed
+    with pytest.raises(FileExistsError, match="made with another mix"):
+        mix(folders[::-1], tmp_path / "out")
+
+
+def test_what_can_not_be_mixed_is_refused(tmp_path):
+    a = _set(tmp_path, "a", 10)
+    with pytest.raises(ValueError, match="at least two"):
+        mix([a], tmp_path / "out")
+    with pytest.raises(ValueError, match="names one folder twice"):
+        mix([a, f"{a}/"], tmp_path / "out")
+    (tmp_path / "more").mkdir()
+    with pytest.raises(ValueError, match="both hold the set 'a'"):
+        mix([a, _set(tmp_path / "more", "a", 10, first=90)], tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        mix([a, tmp_path / "nowhere"], tmp_path / "out")
+    b = load_from_disk(_set(tmp_path, "b", 10, first=500))
+    b.remove_columns("image_hash").save_to_disk(tmp_path / "c")
+    with pytest.raises(ValueError, match="there is no image_hash; prepare the set"):
+        mix([a, tmp_path / "c"], tmp_path / "out")
+    b.cast_column("mos_raw", b["train"].features["dataset"]).save_to_disk(tmp_path / "d")
+    with pytest.raises(ValueError, match=r"Column `mos_raw` is Value\('float64'\) in .* make them alike"):
+        mix([a, tmp_path / "d"], tmp_path / "out")
+    b["train"].save_to_disk(tmp_path / "e")
+    with pytest.raises(ValueError, match="has no splits"):
+        mix([a, tmp_path / "e"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

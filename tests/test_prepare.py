@@ -1,0 +1,376 @@
+"""From labels and images to the folder that training reads."""
+
+import json
+import os
+import shutil
+from collections import defaultdict
+
+import pytest
+from datasets import Image as ImageFeature
+from datasets import load_from_disk
+from PIL import Image
+
+from iqa_layouts import csiq_image, write_csiq, write_image, write_images, write_kadid, write_rows, write_spaq
+from q_hawkeye_trl.data.arrow_folder import WorkFolder
+from q_hawkeye_trl.data.degradations import pixel_hash
+from q_hawkeye_trl.data.folder import check_rows, load_folder
+from q_hawkeye_trl.data.images import load_image
+from q_hawkeye_trl.data.prepare import FEATURES, prepare
+from q_hawkeye_trl.data.readers import READERS
+from q_hawkeye_trl.data.readers.table import TableColumns
+
+NAMES = [f"I{r:02}_{k:02}_{level:02}.png" for r in range(1, 11) for k in (1, 2) for level in (1, 5)]
+
+
+@pytest.fixture
+def kadid(tmp_path):
+    root = tmp_path / "kadid10k"
+    rows = [(name, name[:3] + ".png", 4.9 - int(name[7:9]) / 2 - n / 100, 0.25) for n, name in enumerate(NAMES)]
+    write_kadid(root, rows)
+    write_images(root / "images", NAMES)
+    write_images(root / "images", [f"I{r:02}.png" for r in range(1, 11)], first=1000)
+    return root
+
+
+def _kadid(root, out, **options):
+    return prepare(READERS["kadid10k"](root), out, **options)
+
+
+def _rows(folder):
+    data = load_from_disk(folder)
+    return {row["image_id"]: (split, row) for split in data for row in data[split].cast_column("image", RAW)}
+
+
+RAW = ImageFeature(decode=False)
+
+
+def test_rows_have_the_documented_columns_and_values(kadid, tmp_path):
+    result = _kadid(kadid, tmp_path / "out")
+    data = load_from_disk(tmp_path / "out")
+    assert list(data) == ["train", "validation", "test"]
+    assert data["train"].features == FEATURES
+    rows = _rows(tmp_path / "out")
+    assert set(rows) == set(NAMES)
+    labels = READERS["kadid10k"](kadid)
+    for label, mos, std in zip(labels.rows, labels.mos, labels.mos_std, strict=True):
+        _, row = rows[label.image_id]
+        assert row == {
+            "image": {"bytes": None, "path": str(kadid / "images" / label.image_id)},
+            "image_id": label.image_id,
+            "dataset": "kadid10k",
+            "reference": label.reference,
+            "mos": mos,
+            "mos_raw": label.score,
+            "mos_std": std,
+            "mos_std_raw": 0.5,
+            "mos_scale": "deqa",
+            "mos_direction": "higher",
+            "image_hash": pixel_hash(load_image(kadid / "images" / label.image_id)),
+        }
+    assert {name: split["rows"] for name, split in result.splits.items()} == {"train": 28, "validation": 4, "test": 8}
+    assert data["test"][0]["image"].size == (128, 64)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_the_trainer_s_loader_accepts_the_folder(kadid, tmp_path):
+    _kadid(kadid, tmp_path / "out")
+    dataset = load_folder(tmp_path / "out", "train")
+    check_rows(dataset, score_min=1, score_max=5)
+    assert dataset[0]["prompt"][0]["role"] == "user"
+
+
+def test_no_reference_stands_in_two_splits_and_the_seed_decides_which(kadid, tmp_path):
+    splits = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        _kadid(kadid, tmp_path / name, seed=seed)
+        splits[name] = defaultdict(set)
+        for split, row in _rows(tmp_path / name).values():
+            splits[name][row["reference"]].add(split)
+        assert all(len(found) == 1 for found in splits[name].values())
+    assert splits["a"] == splits["b"]
+    assert splits["a"] != splits["c"]
+
+
+def test_references_of_the_same_pixels_are_one(kadid, tmp_path):
+    """References under two names with one content: the split goes by content."""
+    for r in range(2, 11):
+        shutil.copy(kadid / "images" / "I01.png", kadid / "images" / f"I{r:02}.png")
+    result = _kadid(kadid, tmp_path / "out")
+    assert [split["rows"] for split in result.splits.values()] == [40]
+    assert "There are too few groups for all splits: validation, test got none." in result.notes
+
+
+def test_a_missing_reference_image_is_told_apart_from_a_missing_image(kadid, tmp_path):
+    (kadid / "images" / "I01.png").write_text("no image")
+    result = _kadid(kadid, tmp_path / "out")
+    assert any("1 references can't be read (I01.png)" in note for note in result.notes)
+
+
+def test_embedded_images_are_the_files_byte_for_byte(kadid, tmp_path):
+    _kadid(kadid, tmp_path / "out", embed=True)
+    originals = {name: (kadid / "images" / name).read_bytes() for name in NAMES}
+    shutil.rmtree(kadid)
+    for name, (_, row) in _rows(tmp_path / "out").items():
+        assert row["image"] == {"bytes": originals[name], "path": name}
+    check_rows(load_folder(tmp_path / "out", "test"), score_min=1, score_max=5)
+
+
+def test_originals_are_never_touched(kadid, tmp_path):
+    def state():
+        return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(kadid.rglob("*")) if p.is_file()}
+
+    before = state()
+    _kadid(kadid, tmp_path / "out", embed=True)
+    assert state() == before
+
+
+def test_the_card_says_counts_ranges_rules_versions_and_hashes(kadid, tmp_path):
+    _kadid(kadid, tmp_path / "out", seed=5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\npretty_name: ")
+    for words in (
+        "with min = 2.01 and max = 4.4 over the whole set, test images included",
+        "drawn by reference and by content",
+        "seed 5, shares 0.7:0.1:0.2",
+        "| train | 28 | 7 | ",
+        "dmos.csv`, sha256 `",
+        "datasets ",
+        "q-hawkeye-trl ",
+    ):
+        assert words in card, words
+
+
+def test_faults_stop_before_anything_is_written_and_are_listed(kadid, tmp_path):
+    (kadid / "images" / NAMES[0]).unlink()
+    (kadid / "images" / NAMES[1]).write_text("no image")
+    with pytest.raises(ValueError, match="--allow-missing 1 --allow-unreadable 1") as error:
+        _kadid(kadid, tmp_path / "out")
+    assert NAMES[0] in str(error.value)
+    assert NAMES[1] in str(error.value)
+    assert not (tmp_path / "out").exists()
+    assert NAMES[0] in (tmp_path / "out.partial" / "faults.csv").read_text()
+    result = _kadid(kadid, tmp_path / "out", allowed={"missing": 1, "unreadable": 1})
+    assert {fault.kind for fault in result.faults} == {"missing", "unreadable"}
+    assert set(_rows(tmp_path / "out")) == set(NAMES[2:])
+    assert NAMES[1] in (tmp_path / "out" / "faults.csv").read_text()
+    assert "1 images that can't be read" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_missing_images_change_neither_the_scale_nor_the_splits_of_the_others(kadid, tmp_path):
+    _kadid(kadid, tmp_path / "whole")
+    for name in NAMES[:2]:  # the best image is among them
+        (kadid / "images" / name).unlink()
+    _kadid(kadid, tmp_path / "part", allowed={"missing": 2})
+    whole = _rows(tmp_path / "whole")
+    assert _rows(tmp_path / "part") == {name: whole[name] for name in NAMES[2:]}
+
+
+def test_rows_without_a_score_are_left_out_only_when_permitted(tmp_path):
+    write_spaq(tmp_path / "spaq", [("a.jpg", 10.0), ("b.jpg", None), ("c.jpg", 20.0), ("d.jpg", 30.0)])
+    write_images(tmp_path / "spaq" / "TestImage", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    with pytest.raises(ValueError, match=r"1 rows without a score.*\n.*b\.jpg"):
+        prepare(READERS["spaq"](tmp_path / "spaq"), tmp_path / "out")
+    prepare(READERS["spaq"](tmp_path / "spaq"), tmp_path / "out", allowed={"unscored": 1})
+    assert set(_rows(tmp_path / "out")) == {"a.jpg", "c.jpg", "d.jpg"}
+
+
+def _table(root, rows, split=True):
+    columns = ["image", "mos", "split", "ref"] if split else ["image", "mos"]
+    write_rows(root / "t.csv", columns, rows)
+    return READERS["table"](
+        root,
+        labels="t.csv",
+        direction="higher",
+        ends=(1, 5),
+        name="mine",
+        columns=TableColumns(split="split", reference="ref") if split else TableColumns(),
+    )
+
+
+def test_the_same_pixels_in_two_given_splits_are_leakage(tmp_path):
+    rows = [
+        ("a.png", 2, "train", ""),
+        ("b.png", 3, "test", ""),
+        ("copy of a.bmp", 4, "test", ""),
+        ("a.png", 2, "validation", ""),
+    ]
+    write_images(tmp_path, ["a.png", "b.png"])
+    load_image(tmp_path / "a.png").save(tmp_path / "copy of a.bmp")  # another file and format
+    labels = _table(tmp_path, rows)
+    with pytest.raises(ValueError, match=r"1 contents that stand in more than one split.*\n.*copy of a\.bmp \(test\)"):
+        prepare(labels, tmp_path / "out")
+    result = prepare(labels, tmp_path / "out", allowed={"leakage": 1})
+    assert [split["rows"] for split in result.splits.values()] == [1, 1, 2]  # nothing is dropped
+
+
+def test_a_reference_in_two_given_splits_is_said(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    labels = _table(tmp_path, [("a.png", 2, "train", "r"), ("b.png", 3, "test", "r")])
+    with pytest.raises(ValueError, match="--allow-shared-reference 1"):
+        prepare(labels, tmp_path / "out")
+    prepare(labels, tmp_path / "out", allowed={"shared-reference": 1})
+
+
+def test_drawn_splits_keep_copies_together(tmp_path):
+    names = [f"{n}.png" for n in range(30)]
+    for n, name in enumerate(names):
+        write_image(tmp_path / name, n // 3)  # ten contents, three files each
+    result = prepare(
+        _table(tmp_path, [(name, 1 + n % 5) for n, name in enumerate(names)], split=False), tmp_path / "out"
+    )
+    splits = defaultdict(set)
+    for split, row in _rows(tmp_path / "out").values():
+        splits[row["image_hash"]].add(split)
+    assert len(splits) == 10
+    assert all(len(found) == 1 for found in splits.values())
+    note = "20 images have the same pixels as another one (1.png = 0.png, 2.png = 0.png, 4.png = 3.png, …)."
+    assert note in result.notes
+
+
+def test_links_out_of_the_folder_are_reported_and_followed_only_when_permitted(kadid, tmp_path):
+    outside = tmp_path / "elsewhere.png"
+    (kadid / "images" / NAMES[0]).rename(outside)
+    (kadid / "images" / NAMES[0]).symlink_to(outside)
+    with pytest.raises(
+        ValueError, match=rf"1 images out of the set's folder.*\n.*{NAMES[0]}: it leads to .*elsewhere"
+    ):
+        _kadid(kadid, tmp_path / "out")
+    _kadid(kadid, tmp_path / "out", allowed={"outside": 1})
+    assert NAMES[0] not in _rows(tmp_path / "out")
+    _kadid(kadid, tmp_path / "all", follow_links=True)
+    assert _rows(tmp_path / "all")[NAMES[0]][1]["image_hash"] == pixel_hash(load_image(outside))
+
+
+def test_csiq_is_turned_round_in_the_result(tmp_path):
+    rows = [(f"{image}.BLUR.{level}.png", level / 5, 0.1) for image in (1600, "lake", "log") for level in range(1, 6)]
+    write_csiq(tmp_path / "csiq", rows)
+    for number, (name, _, _) in enumerate(rows):
+        write_image(tmp_path / "csiq" / "dst_imgs" / csiq_image(name), number)
+    prepare(READERS["csiq"](tmp_path / "csiq"), tmp_path / "out")
+    for _, row in _rows(tmp_path / "out").values():
+        assert row["mos_direction"] == "lower"
+        assert row["mos"] == pytest.approx(6 - 5 * row["mos_raw"])
+        assert row["reference"] == f"{row['image_id'].split('.')[0]}.png"
+
+
+def test_nothing_is_overwritten(kadid, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="nothing in it is overwritten"):
+        _kadid(kadid, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["mine.txt"]
+    (tmp_path / "out" / "mine.txt").unlink()
+    _kadid(kadid, tmp_path / "out")  # an empty folder is fine
+
+
+def test_the_same_command_twice_does_nothing_and_another_is_refused(kadid, tmp_path):
+    first = _kadid(kadid, tmp_path / "out")
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    again = _kadid(kadid, tmp_path / "out")
+    assert again.existed
+    assert not first.existed
+    assert again.splits == first.splits
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == stamps
+    with pytest.raises(FileExistsError, match="made with another seed"):
+        _kadid(kadid, tmp_path / "out", seed=1)
+    (kadid / "dmos.csv").write_text((kadid / "dmos.csv").read_text().replace("0.25", "0.36", 1))
+    with pytest.raises(FileExistsError, match="made with another labels, rows"):
+        _kadid(kadid, tmp_path / "out")
+
+
+def test_one_run_at_a_time(kadid, tmp_path):
+    with WorkFolder(tmp_path / "out"), pytest.raises(BlockingIOError, match="another run is making"):
+        _kadid(kadid, tmp_path / "out")
+    _kadid(kadid, tmp_path / "out")
+
+
+def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(kadid, tmp_path, monkeypatch):
+    _kadid(kadid, tmp_path / "whole", embed=True)
+    for limit in (3, 20, 45):
+        seen = []
+
+        def stop(total, seen=seen, limit=limit):
+            def step():
+                seen.append(1)
+                if len(seen) == limit:
+                    raise KeyboardInterrupt
+
+            return step
+
+        with pytest.raises(KeyboardInterrupt):
+            _kadid(kadid, tmp_path / "out", embed=True, progress=stop)
+        assert not (tmp_path / "out").exists()
+    opened = []
+    monkeypatch.setattr(
+        "q_hawkeye_trl.data.inspection.load_image", lambda source: opened.append(source) or load_image(source)
+    )
+    _kadid(kadid, tmp_path / "out", embed=True)
+    assert len(opened) < 10  # of 50
+    assert _rows(tmp_path / "out") == _rows(tmp_path / "whole")
+
+
+def test_shards_of_a_stopped_run_are_kept(kadid, tmp_path, monkeypatch):
+    from q_hawkeye_trl.data import prepare as module
+
+    written = []
+    original = module.read_image_file
+
+    def read(image, finding):
+        if len(written) == 15:
+            raise OSError(28, "No space left on device")
+        written.append(image)
+        return original(image, finding)
+
+    monkeypatch.setattr(module, "_SHARD_ROWS", {True: 4, False: 4})
+    monkeypatch.setattr(module, "read_image_file", read)
+    with pytest.raises(OSError, match=r"no space left for .*out\.partial"):
+        _kadid(kadid, tmp_path / "out", embed=True)
+    assert not (tmp_path / "out").exists()
+    written.clear()
+    monkeypatch.setattr(
+        module, "read_image_file", lambda image, finding: written.append(image) or original(image, finding)
+    )
+    _kadid(kadid, tmp_path / "out", embed=True)
+    assert len(written) == 40 - 12  # three shards of four were there
+    assert set(_rows(tmp_path / "out")) == set(NAMES)
+    assert len(list((tmp_path / "out" / "train").glob("*.arrow"))) == 7
+
+
+def test_images_of_a_table_are_embedded_whatever_was_asked(tmp_path, monkeypatch):
+    from datasets import Dataset
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    images = [Image.new("RGB", (8, 8), (n * 20, 0, 0)) for n in range(6)]
+    table = Dataset.from_dict({"image": images, "mos": [1.0, 2, 3, 4, 5, 3]}).cast_column("image", ImageFeature())
+    table.to_parquet(tmp_path / "t.parquet")
+    labels = READERS["table"](tmp_path, labels="t.parquet", direction="higher", ends=(1, 5), name="mine")
+    prepare(labels, tmp_path / "out")
+    data = load_from_disk(tmp_path / "out")
+    assert sorted(row["image"].getpixel((0, 0))[0] for split in data for row in data[split]) == [
+        0,
+        20,
+        40,
+        60,
+        80,
+        100,
+    ]
+
+
+def test_nothing_usable_is_an_error_that_names_the_folder(kadid, tmp_path):
+    shutil.rmtree(kadid / "images")
+    (kadid / "images").mkdir()
+    with pytest.raises(ValueError, match=r"no image can be used \(40 missing\): is .*images the right folder"):
+        _kadid(kadid, tmp_path / "out", allowed={"missing": 100})
+
+
+def test_unknown_permissions_are_refused(kadid, tmp_path):
+    with pytest.raises(ValueError, match="Unknown faults gone"):
+        _kadid(kadid, tmp_path / "out", allowed={"gone": 1})
+
+
+def test_the_record_names_what_was_asked(kadid, tmp_path):
+    _kadid(kadid, tmp_path / "out", seed=3, shares=(0.5, 0, 0.5))
+    record = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    assert record["request"]["seed"] == 3
+    assert list(record["splits"]) == ["train", "test"]
+    assert list(load_from_disk(tmp_path / "out")) == ["train", "test"]

@@ -1,0 +1,254 @@
+"""DeQA-Score's metas and the user's own tables."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from iqa_layouts import write_image, write_metas, write_rows
+from q_hawkeye_trl.data.readers import READERS
+from q_hawkeye_trl.data.readers.labels import EmbeddedImage
+from q_hawkeye_trl.data.readers.table import TableColumns
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+# --- DeQA-Score ---
+
+LOW, HIGH = 1.0962, 4.31  # of the whole of KonIQ-10k, whose extremes are not among the rows here
+
+
+def _meta(image, score, norm=True, std=0.5):
+    slope = 4 / (HIGH - LOW)
+    row = {"id": f"{image}->x", "image": image, "gt_score": score, "std": std, "std_norm": std * slope}
+    return row | ({"gt_score_norm": 1 + slope * (score - LOW), "level_probs": [0.2] * 5} if norm else {})
+
+
+def _metas(root, train, test):
+    write_metas(root / "metas" / "train_koniq_7k.json", train)
+    write_metas(root / "metas" / "test_koniq_2k.json", test)
+
+
+def test_metas_keep_their_norm_and_splits(tmp_path):
+    root = tmp_path / "KONIQ"
+    _metas(root, [_meta("KONIQ/images/a.jpg", 2.0), _meta("KONIQ/images/b.jpg", 3.479167)], [_meta("c.jpg", 4.0)])
+    write_image(root / "images" / "a.jpg", 1)
+    labels = READERS["deqa"](root)
+    assert labels.name == "koniq"
+    by_name = {row.image_id: (row, mos) for row, mos in zip(labels.rows, labels.mos, strict=True)}
+    assert by_name["KONIQ/images/b.jpg"][1] == pytest.approx(3.966, abs=5e-4)
+    assert by_name["KONIQ/images/a.jpg"][0].image == str(root / "images" / "a.jpg")  # counted from the folder above
+    assert {name: row.split for name, (row, _) in by_name.items()} == {
+        "KONIQ/images/a.jpg": "train",
+        "KONIQ/images/b.jpg": "train",
+        "c.jpg": "test",
+    }
+    assert labels.mos_std.tolist() == pytest.approx([0.5 * 4 / (HIGH - LOW)] * 3)
+    assert "min = 1.0962 and max = 4.31 over the whole set" in labels.rule
+
+
+def test_metas_without_norms_take_the_line_of_the_others_or_the_extremes_of_all(tmp_path):
+    _metas(tmp_path, [_meta("a.jpg", 2.0), _meta("b.jpg", 3.0)], [_meta("c.jpg", 4.0, norm=False)])
+    labels = READERS["deqa"](tmp_path)
+    assert labels.mos.tolist()[0] == pytest.approx(1 + 4 * (4.0 - LOW) / (HIGH - LOW))  # test_ sorts first
+    _metas(tmp_path, [_meta("a.jpg", 2.0, norm=False)], [_meta("c.jpg", 4.0, norm=False)])
+    labels = READERS["deqa"](tmp_path)
+    assert labels.mos.tolist() == [5, 1]
+    assert "they hold no gt_score_norm" in labels.rule
+
+
+def test_csiq_of_the_metas_stands_there_with_a_minus(tmp_path):
+    rows = [
+        {"image": f"{n}.png", "gt_score": -dmos, "gt_score_norm": 5 - 4 * dmos} for n, dmos in enumerate([0, 0.3, 1])
+    ]
+    write_metas(tmp_path / "metas" / "test_csiq.json", rows)
+    labels = READERS["deqa"](tmp_path)
+    assert labels.direction == "higher"
+    assert labels.mos.tolist() == pytest.approx([5, 3.8, 1])
+    assert np.isnan(labels.mos_std).all()
+
+
+def test_references_of_metas_come_from_file_names(tmp_path):
+    rows = [{"image": f"KADID10K/images/I0{n}_01_01.png", "gt_score": n, "gt_score_norm": n} for n in (1, 2, 3)]
+    write_metas(tmp_path / "metas" / "test_kadid.json", rows)
+    labels = READERS["deqa"](tmp_path, reference_pattern="^(I[0-9]+)_")
+    assert [row.reference for row in labels.rows] == ["I01", "I02", "I03"]
+    for text, message in (("I01", "needs a group"), ("(I01", "no regular expression"), ("(I04)", "does not match")):
+        with pytest.raises(ValueError, match=message):
+            READERS["deqa"](tmp_path, reference_pattern=text)
+
+
+def test_files_can_be_named_with_their_split(tmp_path):
+    write_metas(tmp_path / "mine.json", [_meta("a.jpg", 2.0), _meta("b.jpg", 3.0)])
+    labels = READERS["deqa"](tmp_path, labels=["validation=mine.json"], name="mine")
+    assert labels.name == "mine"
+    assert {row.split for row in labels.rows} == {"validation"}
+    with pytest.raises(ValueError, match=r"--labels SPLIT=mine\.json"):
+        READERS["deqa"](tmp_path, labels=["mine.json"])
+    with pytest.raises(FileNotFoundError, match=r"other\.json"):
+        READERS["deqa"](tmp_path, labels=["test=other.json"])
+
+
+def test_metas_that_are_none_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"train_koniq_7k\.json"):
+        READERS["deqa"](tmp_path)
+    with pytest.raises(ValueError, match="normalised by `deqa`"):
+        READERS["deqa"](tmp_path, scale="linear")
+    path = tmp_path / "metas" / "train_x.json"
+    write_metas(path, [{"image": ["a.jpg"], "gt_score": 1}])
+    with pytest.raises(ValueError, match=r"entry 1: expected `image`, a relative path, got \['a\.jpg'\]"):
+        READERS["deqa"](tmp_path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        READERS["deqa"](tmp_path)
+    write_metas(path, [])
+    with pytest.raises(ValueError, match="expected a list"):
+        READERS["deqa"](tmp_path)
+
+
+@pytest.mark.parametrize("norms", [(1.0, 3.5, 5.0), (5.0, 3.0, 1.0), (0.9, 3.0, 5.1)])
+def test_norms_that_are_no_line_within_the_scale_are_refused(tmp_path, norms):
+    rows = [{"image": f"{n}.png", "gt_score": n, "gt_score_norm": norm} for n, norm in enumerate(norms)]
+    write_metas(tmp_path / "metas" / "test_x.json", rows)
+    with pytest.raises(ValueError, match="no rising straight line"):
+        READERS["deqa"](tmp_path)
+
+
+# --- tables ---
+
+ROWS = [
+    {"image": "a.png", "mos": 10.0, "sd": 5.0, "ref": "r1", "part": "train"},
+    {"image": "sub/b.png", "mos": 90.0, "sd": 2.0, "ref": "r1", "part": "val"},
+    {"image": "c.png", "mos": None, "sd": None, "ref": "r2", "part": "test"},
+]
+
+
+def _write(root, kind):
+    path = root / f"labels.{kind}"
+    if kind == "csv":
+        write_rows(path, list(ROWS[0]), [["" if cell is None else cell for cell in row.values()] for row in ROWS])
+    elif kind == "json":
+        path.write_text(json.dumps(ROWS))
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, ROWS)) + "\n")
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    else:
+        Dataset.from_list(ROWS).save_to_disk(path)
+    return path.name
+
+
+def _read(root, labels, **options):
+    options = {"direction": "higher", "ends": (0, 100), "name": "mine"} | options
+    return READERS["table"](root, labels=labels, **options)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet", "folder"])
+def test_every_format_gives_the_same_rows(tmp_path, kind):
+    labels = _read(tmp_path, _write(tmp_path, kind), columns=TableColumns(std="sd", reference="ref", split="part"))
+    assert labels.mos[:2].tolist() == pytest.approx([1.4, 4.6])
+    assert np.isnan(labels.mos[2])
+    assert labels.mos_std[:2].tolist() == pytest.approx([0.2, 0.08])
+    assert [row.reference for row in labels.rows] == ["r1", "r1", "r2"]
+    assert [row.split for row in labels.rows] == ["train", "validation", "test"]
+    assert [row.image_id for row in labels.rows] == ["a.png", "sub/b.png", "c.png"]
+    assert labels.rows[1].image == str(tmp_path / "sub" / "b.png")
+    assert labels.name == "mine"
+
+
+def test_a_lower_direction_is_turned_round_and_a_suspicious_one_is_said(tmp_path):
+    name = _write(tmp_path, "csv")
+    labels = _read(tmp_path, name, direction="lower")
+    assert labels.mos[:2].tolist() == pytest.approx([4.6, 1.4])
+    assert "You said lower" in labels.notes[0]
+    (tmp_path / "d.csv").write_text("image,DMOS\na.png,3\nb.png,5\n")
+    notes = _read(tmp_path, "d.csv", columns=TableColumns(score="DMOS"), ends=None, scale="deqa").notes
+    assert "mostly better when lower. You said higher" in notes[0]
+
+
+def test_variances_are_rooted(tmp_path):
+    labels = _read(tmp_path, _write(tmp_path, "csv"), columns=TableColumns(variance="sd"))
+    assert [row.std for row in labels.rows[:2]] == pytest.approx([5**0.5, 2**0.5])
+    with pytest.raises(ValueError, match="name one"):
+        _read(tmp_path, "labels.csv", columns=TableColumns(std="sd", variance="sd"))
+
+
+def test_references_can_be_read_from_file_names(tmp_path):
+    (tmp_path / "t.csv").write_text("image,mos\nI01_01_02.png,3\nI02_01_02.png,4\n")
+    labels = _read(tmp_path, "t.csv", reference_pattern=r"^(I\d+)_")
+    assert [row.reference for row in labels.rows] == ["I01", "I02"]
+    with pytest.raises(ValueError, match=r"line 2 \(I01_01_02\.png\): the file name does not match"):
+        _read(tmp_path, "t.csv", reference_pattern=r"^(A\d+)_")
+    with pytest.raises(ValueError, match="needs a group in parentheses"):
+        _read(tmp_path, "t.csv", reference_pattern=r"^I\d+_")
+
+
+def _png(colour):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), (colour, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_images_inside_a_table_are_taken_from_there(tmp_path, kind):
+    rows = {"picture": [{"bytes": _png(n), "path": f"{n}.png"} for n in range(3)], "mos": [1.0, 2.0, 3.0]}
+    table = Dataset.from_dict(rows).cast_column("picture", ImageFeature())
+    if kind == "parquet":
+        table.to_parquet(tmp_path / "t.parquet")
+        path = "t.parquet"
+    else:
+        DatasetDict(train=table, test=table).save_to_disk(tmp_path / "data")
+        path = "data"
+    labels = _read(tmp_path, path, columns=TableColumns(image="picture"), ends=(1, 5))
+    image = labels.rows[1].image
+    assert isinstance(image, EmbeddedImage)
+    assert image.read() == _png(1)
+    assert labels.rows[1].image_id == "1.png"
+    if kind == "folder":
+        assert [row.split for row in labels.rows] == ["train"] * 3 + ["test"] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("image,mos\na.png,3\n", {"direction": "up"}, "'up': which end is better"),
+        ("image,mos\na.png,3\n", {"ends": None}, "--low and --high"),
+        ("image,mos\na.png,3\nb.png,101\n", {}, r"line 3 \(b\.png\): expected a score in \[0, 100\]"),
+        ("file,mos\na.png,3\n", {}, "columns image are missing, found file, mos"),
+        ("image,mos\n,3\n", {}, "line 2: column `image` has no path"),
+        ("image,mos\n", {}, "there are no rows"),
+        ("image,mos,s\na,3,-1\n", {"columns": TableColumns(std="s")}, "line 2: column `s` must be at least 0"),
+        ("image,mos,s\na,3,x\n", {"columns": TableColumns(split="s")}, "line 2: expected a split"),
+        ("image,mos,s\na,3,test\nb,4,\n", {"columns": TableColumns(split="s")}, r"line 3 \(b\): there is no split"),
+    ],
+)
+def test_tables_that_can_not_be_read_name_the_row(tmp_path, text, options, message):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        _read(tmp_path, "t.csv", **options)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no table .*t\.csv"):
+        _read(tmp_path, "t.csv")
+    (tmp_path / "t.tsv").write_text("image\tmos\n")
+    with pytest.raises(ValueError, match=r"expected a \.csv"):
+        _read(tmp_path, "t.tsv")
+    (tmp_path / "t.json").write_text("{]")
+    with pytest.raises(ValueError, match=r"t\.json can't be read"):
+        _read(tmp_path, "t.json")
+    (tmp_path / "t.jsonl").write_text('{"image": "a"}\n')
+    with pytest.raises(ValueError, match="line 1: mos is missing, found image"):
+        _read(tmp_path, "t.jsonl")
+    (tmp_path / "t.parquet").write_bytes(b"no")
+    with pytest.raises(ValueError, match="can't be read as Parquet"):
+        _read(tmp_path, "t.parquet")
