@@ -1,7 +1,7 @@
 # Everything from a fresh clone: each target sets up what it needs first. `make help` lists the targets.
 #
 #   make train ARGS="--max_steps 20"                                    options of examples/train_koniq.py
-#   make train LAUNCH="--config_file recipes/accelerate/zero3.yaml"     options of `accelerate launch`
+#   make train LAUNCH="--num_processes 2"                               options of `accelerate launch`
 #   make test  ARGS="-k uncertainty -x"                                 options of pytest
 #   make test  PYTHON=python3.12 VENV=.venv-3.12                        another Python, beside the first
 
@@ -41,7 +41,7 @@ test-slow: $(VENV)/.installed-dev ## the long tests: whole trainings, the built 
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python -m pytest -m gpu $(ARGS) || test $$? -eq 5 # 5: there is no such test yet
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check $(CODE)

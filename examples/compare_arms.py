@@ -62,9 +62,11 @@ def run_arm(arm: str, seed: int, args: argparse.Namespace, seen: Path, unseen: P
     """Trains one arm with one seed, unless it was done before, and returns its figures on both sets."""
     folder = args.output_dir / arm / f"seed-{seed}"
     result = folder / "arm.json"
+    options = ["--data_dir", str(seen), "--output_dir", str(folder), "--seed", str(seed), *ARMS[arm]]
+    options += ["--validate", "false", *passed_on]  # the last model of each arm, not the best of several
+    if result.is_file() and (made := json.loads(result.read_text())["options"]) != options:
+        raise ValueError(f"{result} was made with {' '.join(made)}; name another --output_dir for other options.")
     if not result.is_file():
-        options = ["--data_dir", str(seen), "--output_dir", str(folder), "--seed", str(seed), *ARMS[arm]]
-        options += ["--validate", "false", *passed_on]  # the last model of each arm, not the best of several
         if folder.exists():  # cut off before its end: begun again, the old one kept
             folder.rename(unused_name(folder))
         log = args.output_dir / f"{arm}-{seed}.log"
@@ -75,7 +77,7 @@ def run_arm(arm: str, seed: int, args: argparse.Namespace, seen: Path, unseen: P
             subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=True)
         summary = json.loads((folder / "summary.json").read_text())
         figures = {"before": summary["before"], "seen": summary["after"], "unseen": score_unseen(folder, unseen)}
-        write_json(result, figures)
+        write_json(result, figures | {"options": options})
     return json.loads(result.read_text())
 
 

@@ -50,6 +50,7 @@ from q_hawkeye_trl.recipe import check_recipe, split_recipe
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
 from q_hawkeye_trl.rewards import get_reward
 from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder
+from q_hawkeye_trl.text import QUALITY_SCALE
 
 DEMO_RECIPE = Path(__file__).parents[1] / "recipes" / "demo" / "tiny.yaml"
 
@@ -242,7 +243,10 @@ def load_data(
     """
     validation_split = (script_args.validation_split or "validation") if script_args.validate else None
     if script_args.dataset is not None:
-        train, held_out = (load_folder(script_args.dataset, split) for split in ("train", script_args.held_out_split))
+        scale = (training_args.score_min, training_args.score_max)
+        train, held_out = (
+            load_folder(script_args.dataset, split, scale=scale) for split in ("train", script_args.held_out_split)
+        )
         validation = (
             None if validation_split is None else load_validation(script_args, training_args, validation_split)
         )
@@ -251,6 +255,11 @@ def load_data(
                 check_rows(part, score_min=training_args.score_min, score_max=training_args.score_max)
         return train, validation, held_out
     data_dir = script_args.data_dir
+    if (training_args.score_min, training_args.score_max) != QUALITY_SCALE:
+        raise ValueError(
+            f"score_min {training_args.score_min:g} and score_max {training_args.score_max:g} are not the scale of "
+            "KonIQ-10k's MOS here and of the prompt, 1 to 5; leave them out, or give a --dataset with prompts of its own."
+        )
     if data_dir is None:
         data_dir = script_args.synthetic_dir
         write_synthetic_koniq(data_dir)
@@ -265,7 +274,7 @@ def load_data(
 def load_validation(script_args: ScriptArguments, args: HawkeyeGRPOConfig, split: str) -> Dataset | None:
     """Loads the validation split of a prepared folder; says so where it has none and none was named."""
     try:
-        return load_folder(script_args.dataset, split)
+        return load_folder(script_args.dataset, split, scale=(args.score_min, args.score_max))
     except ValueError as error:
         if script_args.validation_split is not None:
             raise

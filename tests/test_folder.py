@@ -271,3 +271,10 @@ def test_pairs_need_the_same_size():
     check_pair(_image(), None, "row 3")
     with pytest.raises(ValueError, match=r"row 3 \(a\.jpg\): the image is 8 x 6 and its degraded view 6 x 8"):
         check_pair(_image(), _image(size=(6, 8)), "row 3 (a.jpg)")
+
+
+def test_the_projects_prompt_is_not_put_to_another_scale(tmp_path):
+    Dataset.from_dict({"image_id": ["a"], "mos": [50.0]}).save_to_disk(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"no `prompt` column.*between 1 and 5, not between 0 and 100"):
+        load_folder(tmp_path / "data", scale=(0.0, 100.0))
+    assert "prompt" in load_folder(tmp_path / "data").column_names

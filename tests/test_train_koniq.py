@@ -216,6 +216,7 @@ ERRORS = {
     "missing folder": (["--data_dir", "nowhere/koniq10k"], "nowhere/koniq10k"),
     "two sources": (["--dataset", "here"], "data_dir and dataset are both given"),
     "no checkpoint": (["--resume_from_checkpoint", "true"], "no whole checkpoint"),
+    "another scale than the prompt's": (["--score_max", "100"], "score_max 100 are not the scale"),
     "unknown scale": (["--mos_scale", "percent"], "percent.*deqa"),
 }
 

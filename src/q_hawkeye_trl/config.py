@@ -97,7 +97,7 @@ class HawkeyeGRPOConfig(GRPOConfig):
             Kinds from which the degraded view of an image is drawn when the dataset has no `degraded_image` or
             `degraded_images` column: `"gaussian_noise"`, `"gaussian_blur"`, `"jpeg"` and `"darken"` have the release's
             strength, `"kind@severity"` with a severity from 1 to 5 names any kind of
-            `q_hawkeye_trl.data.degradations`.
+            `q_hawkeye_trl.data.degradations`, `"gaussian_noise@3+jpeg@2"` does one after the other.
         degradation_seed (`int`, *optional*, defaults to `0`):
             Seed of the draw. The view of an image depends on this seed, the image's pixels and the epoch alone.
 

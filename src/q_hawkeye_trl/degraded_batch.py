@@ -122,6 +122,7 @@ def degraded_pixel_values(
     views: list[tuple[int, list[dict], list[Image.Image]]] = []
     pixels: list[int | None] = []
     has_view: list[bool] = []
+    hashes: dict[int, str] = {}  # by the image's identity: the rollouts of a group share theirs
     for row, example in enumerate(examples):
         messages = with_images(example)
         images = message_images(messages)
@@ -135,7 +136,11 @@ def degraded_pixel_values(
         if not images:
             pixels.append(None)
             continue
-        key = (str(_texts_only(messages)), *(pixel_hash(image) for image in [*images, *(given or [])]))
+        shown = [*images, *(given or [])]
+        for image in shown:
+            if id(image) not in hashes:
+                hashes[id(image)] = pixel_hash(image)
+        key = (str(_texts_only(messages)), *(hashes[id(image)] for image in shown))
         if key not in kept:
             if degradations is not None:
                 sized = [at_model_size(im, processing_class, g) for im, g in zip(images, grids[row], strict=True)]

@@ -10,6 +10,9 @@ QUALITY_PROMPT = (
 )
 """Question put to the policy for one image, in training and in inference alike."""
 
+QUALITY_SCALE = (1.0, 5.0)
+"""Scale that the question names."""
+
 # ASCII digits only: `\d` would accept digits of other scripts, which float() then reads as if they were plain.
 # One way to match each number: `[0-9]+\.?[0-9]*` would backtrack quadratically over a long run of digits.
 _NUMBER = r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"

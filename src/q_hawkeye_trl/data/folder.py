@@ -11,14 +11,16 @@ from datasets import Dataset, DatasetDict, List, Value, load_dataset, load_from_
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from ..text import quality_messages
+from ..text import QUALITY_SCALE, quality_messages
 from .named_images import name_images
 
 _IMAGE_COLUMNS = ("image", "images", "degraded_image", "degraded_images")
 _TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
-def load_folder(path: str | os.PathLike, split: str | None = None) -> Dataset:
+def load_folder(
+    path: str | os.PathLike, split: str | None = None, *, scale: tuple[float, float] = QUALITY_SCALE
+) -> Dataset:
     """
     Loads one split of prepared data: a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, or one
     of Parquet, CSV or JSON files, each (or each set of shards) a split named like the file; anything else is left to
@@ -29,6 +31,8 @@ def load_folder(path: str | os.PathLike, split: str | None = None) -> Dataset:
             The folder.
         split (`str`, *optional*):
             Name of the split. By default the only one.
+        scale (`tuple[float, float]`, *optional*, defaults to `(1.0, 5.0)`):
+            Lower and upper end of `mos`; the project's prompt asks for a rating on its own scale alone.
 
     Returns:
         `Dataset`: What the folder holds, with a `prompt` column (the project's prompt) and an `image_id` column (the
@@ -43,6 +47,11 @@ def load_folder(path: str | os.PathLike, split: str | None = None) -> Dataset:
         raise FileNotFoundError(f"There is no folder {path}: pass a folder of prepared data.")
     dataset = name_images(_with_images(_one_split(read_folder(path), split, path), path))
     if "prompt" not in dataset.column_names:
+        if tuple(scale) != QUALITY_SCALE:
+            raise ValueError(
+                f"{path} has no `prompt` column, and the project's prompt asks for a rating between 1 and 5, not "
+                f"between {scale[0]:g} and {scale[1]:g}: add a column with a prompt of your own."
+            )
         dataset = dataset.add_column("prompt", [quality_messages() for _ in range(len(dataset))])
     if "image_id" not in dataset.column_names:
         warnings.warn(
