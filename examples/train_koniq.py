@@ -258,7 +258,7 @@ def load_data(
     if (training_args.score_min, training_args.score_max) != QUALITY_SCALE:
         raise ValueError(
             f"score_min {training_args.score_min:g} and score_max {training_args.score_max:g} are not the scale of "
-            "KonIQ-10k's MOS here and of the prompt, 1 to 5; leave them out, or give a --dataset with prompts of its own."
+            "KonIQ-10k's MOS here and of the prompt, 1 to 5; leave them out, or give a --dataset with its own prompts."
         )
     if data_dir is None:
         data_dir = script_args.synthetic_dir
