@@ -168,7 +168,7 @@ def test_the_four_rules_of_koniq_differ_as_known(tmp_path):
     assert found == pytest.approx({"raw": 3.479, "deqa": 3.966, "zscore-minmax": 4.069, "zscore": 3.749}, abs=5e-4)
 
 
-SPLITS = {"koniq10k": [7058, 1000, 2015], "spaq": [7788, 1112, 2225], "kadid10k": [7125, 1000, 2000]}
+SPLITS = {"koniq10k": [7058, 1000, 2015], "spaq": [7787, 1113, 2225], "kadid10k": [7125, 1000, 2000]}
 
 
 @pytest.mark.slow
