@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         "shared_prefix",
         "text",
     },
-    "shared_prefix": {"seam"},
+    "shared_prefix": {"data", "seam"},
     "checks": {"config", "objective"},
     "config": {"data"},
     "degraded_batch": {"data"},

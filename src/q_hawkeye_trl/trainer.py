@@ -3,13 +3,11 @@
 import math
 import textwrap
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import datasets
 import torch
 from accelerate.utils import is_peft_model
-from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from .checks import check_compatible, check_dataset
@@ -24,13 +22,8 @@ from .objective.schedule import perception_gamma_at
 from .objective.uncertainty import rollout_uncertainty, score_statistics, uncertainty_weights
 from .resume import has_full_weights, load_full_weights
 from .score_monitor import ScoreMonitor
-from .seam import IMAGE_KEYS, TOKEN_TYPE_KEYS, VISION_KEYS, check_seam
-from .shared_prefix.attention import install_attention
-from .shared_prefix.forward import PackedForward, unwrap_policy
-from .shared_prefix.groups import group_images, group_rows, ungroup_rows
-from .shared_prefix.prefill import shared_prefill
-from .shared_prefix.processing import check_same_prompts, process_once, repeat_fields
-from .shared_prefix.support import choose_sharing
+from .seam import VISION_KEYS, check_seam
+from .shared_prefix.trainer import SharedPrefixTrainer
 from .text import completion_text, parse_score
 
 ScoreFunc = Callable[[str], float | None]
@@ -38,7 +31,7 @@ ScoreFunc = Callable[[str], float | None]
 DATASET_COLUMNS = ("degraded_image", "degraded_images", "mos", "mos_std", "image_id", "dataset")
 
 
-class HawkeyeGRPOTrainer(GRPOTrainer):
+class HawkeyeGRPOTrainer(SharedPrefixTrainer):
     """
     Trainer for the Q-Hawkeye method, proposed in [Q-Hawkeye: Reliable Visual Policy Optimization for Image Quality
     Assessment](https://huggingface.co/papers/2601.22920).
@@ -117,17 +110,12 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         check_dataset(eval_dataset, args)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, *positional, **kwargs)
         check_compatible(self)
-        self._shares_prefix = choose_sharing(self)
-        if self._shares_prefix["train"]:
-            for shared in (self.model, self.ref_model):
-                if shared is not None:
-                    install_attention(unwrap_policy(shared))
+        self._set_up_sharing()
         self.score_fn = parse_score if score_fn is None else score_fn
         self.validation = validation
         self._monitors = {"train": ScoreMonitor(), "eval": ScoreMonitor()}
         self._row_weights: torch.Tensor | None = None  # (B,), from scoring to scaling the advantages
         self._seen_images = False
-        self._before_shuffle: tuple[torch.Tensor, int] | None = None  # random state and rows of a generation batch
         self._captured: list | None = None  # log-probabilities and entropies of the loss's own forward
 
     _signature_columns: list[str] | None
@@ -137,34 +125,8 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
             super()._set_signature_columns_if_needed()
             self._signature_columns = [*(self._signature_columns or []), *DATASET_COLUMNS]
 
-    # Once a group, not once a rollout: reading, processing, and the prompt's part of generation
-
-    def _get_dataloader(self, dataset, description, *args, **kwargs):
-        if isinstance(dataset, datasets.Dataset):
-            dataset = DecodeOnce(self._remove_unused_columns(dataset, description))
-        return super()._get_dataloader(dataset, description, *args, **kwargs)
-
     def _get_train_sampler(self, dataset=None):
         return EpochSampler(super()._get_train_sampler(dataset), lambda: self.state.epoch)
-
-    def _tokenize_prompts(self, prompts: list):
-        # A rollout_func calls this too, and sees what TRL gives.
-        if not self._shares_prefix[self._mode] or self.rollout_func is not None:
-            return super()._tokenize_prompts(prompts)
-        size = self._group_size
-        check_same_prompts(prompts, size)
-        prompt_ids, images, fields = super()._tokenize_prompts(prompts[::size])
-        fields = repeat_fields(fields, _count_images(images, len(prompt_ids)), size)
-        images = None if images is None else [row for row in images for _ in range(size)]
-        return [ids for ids in prompt_ids for _ in range(size)], images, fields
-
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
-        sharing: AbstractContextManager = nullcontext()
-        if self._shares_prefix[self._mode] and not self.use_vllm:
-            model = unwrap_policy(self.accelerator.unwrap_model(self.model))
-            sharing = shared_prefill(model, self._group_size, _count_images(images, len(prompt_ids)))
-        with sharing:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
 
     # Uncertainty-aware reweighting
 
@@ -220,29 +182,14 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         return float(score)
 
     def _generate_and_score_completions(self, inputs):
-        shares = self._shares_prefix[self._mode]
-        with process_once(self.processing_class) if shares else nullcontext():
-            output = super()._generate_and_score_completions(inputs)
+        output = super()._generate_and_score_completions(inputs)
         weights, self._row_weights = self._row_weights, None
         if weights is not None:
             advantages = output["advantages"]
             output["advantages"] = advantages * (weights if advantages.dim() == 1 else weights.unsqueeze(1))
         if self._wants_degraded_view():
             self._attach_degraded_view(inputs, output)
-        if not shares:
-            return output
-        if self.model.training:
-            self._before_shuffle = (torch.get_rng_state(), len(inputs))
-        return group_rows(output, self._group_size)
-
-    def _prepare_inputs(self, generation_batch):
-        inputs = super()._prepare_inputs(generation_batch)
-        if self._before_shuffle is not None:
-            # TRL shuffled groups; what a shuffle of all rows draws, so that sampling goes on as without sharing
-            (state, rows), self._before_shuffle = self._before_shuffle, None
-            torch.set_rng_state(state)
-            torch.randperm(rows)
-        return inputs
+        return self._group_batch(output)
 
     # Perception-aware loss
 
@@ -302,25 +249,14 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
         finally:
             self._captured = None  # it holds the graph
 
-    def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
-    ):
-        if self._shares_prefix[self._mode]:
-            size = self._group_size
-            model = PackedForward(model, input_ids, attention_mask, logits_to_keep, size)
-            kwargs = _first_rows(kwargs, len(input_ids), size)
-            input_ids, attention_mask = input_ids[::size], attention_mask[::size]
-            batch_size = None if batch_size is None else batch_size // size
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
-        )
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         if self._captured is not None:
             self._captured.append((logps, entropies))
         return logps, entropies, aux_loss
 
     def _compute_loss(self, model, inputs):
-        if self._shares_prefix[self._mode]:
-            inputs = ungroup_rows(inputs)
+        inputs = self._ungroup_batch(inputs)
         if not self.args.uses_perception_terms:
             return super()._compute_loss(model, inputs)
         with self._capture_forward() as captured:
@@ -386,14 +322,6 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
 
     # Metrics
 
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    @property
-    def _group_size(self) -> int:
-        return self.num_generations if self.model.training else self.num_generations_eval
-
     def _add_metrics(self, mode: str, metrics: dict[str, float]) -> None:
         for key, value in metrics.items():
             self._metrics[mode][key].append(value)
@@ -435,19 +363,6 @@ class HawkeyeGRPOTrainer(GRPOTrainer):
             load_full_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
-
-
-def _count_images(images: list | None, rows: int) -> list[int]:
-    return [0] * rows if images is None else [len(row or ()) for row in images]
-
-
-def _first_rows(inputs: dict[str, Any], rows: int, group_size: int) -> dict[str, Any]:
-    """The images and token types of the first row of each group; images may be one a group already."""
-    images = {key: value for key, value in inputs.items() if key in IMAGE_KEYS and value is not None}
-    if len(images.get("num_images", ())) == rows:
-        images = group_images(images, group_size)
-    tokens = {key: inputs[key][::group_size] for key in TOKEN_TYPE_KEYS if inputs.get(key) is not None}
-    return {**inputs, **images, **tokens}
 
 
 def _number(value) -> float:
