@@ -286,7 +286,6 @@ def observed_step(folder: Path, **options) -> dict:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(trainer_module.HawkeyeGRPOTrainer, "_generate_and_score_completions", observed)
         done = run(folder, **ON, **WHOLE_GROUPS, **SCALE, **options)
-    # metrics of every rank, not of what rank 0 logs
     seen["gradients"] = done.gradients[0]
     seen["figures"] = evaluate_sharded(done.trainer, held_out_rows(), **SHARDED)
     seen["logs"] = done.logs[0] if done.logs else {}
