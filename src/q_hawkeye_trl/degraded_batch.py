@@ -102,7 +102,7 @@ def degraded_pixel_values(
         degradation_seed (`int`):
             Seed of the draw.
         epoch (`int`):
-            Whole epochs done; another epoch, another view.
+            Whole epochs done; every epoch draws anew.
         chat_template_kwargs (`dict`, *optional*):
             Passed on to the chat template.
         tools (`list`, *optional*):
