@@ -109,7 +109,8 @@ def check_logs(on: Run, steps: int = 2) -> None:
         assert 0 < line["perception/entropy_original"] < math.log(512)
         assert 0 < line["perception/entropy_degraded"] < math.log(512)
         assert line["perception/gamma"] > 0
-        assert line["perception/rows_without_view"] == 0
+        assert line.get("perception/rows_without_view", 0) == 0
+    assert on.logs[0]["perception/rows_without_view"] == 0  # once a generation batch
     assert 0 < on.logs[0]["uncertainty/weight_min"] < 1
 
 

@@ -37,8 +37,8 @@ def test_whole_loss_equals_loops_over_logits(tmp_path, loss_type):
         for parameter in trainer.ref_model.parameters():
             parameter.add_(0.02 * torch.sin(torch.arange(parameter.numel()).view_as(parameter)))
     reference = {name: p.clone() for name, p in trainer.ref_model.state_dict().items()}
-    trainer.train()
     order = rows_of_the_batch(trainer, dataset)
+    trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(
         oracle(dataset, order, reference, loss_type), rel=2e-5, abs=1e-7
     )

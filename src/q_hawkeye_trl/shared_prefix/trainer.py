@@ -105,7 +105,7 @@ class SharedPrefixTrainer(GRPOTrainer):
             input_ids, attention_mask = input_ids[::size], attention_mask[::size]
             batch_size = None if batch_size is None else batch_size // size
         return super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
+            model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs
         )
 
 
