@@ -1,6 +1,5 @@
 """What the step benchmark runs on: a small Qwen2.5-VL in the proportions of the 7B, one photograph, three trainers."""
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 from transformers import (
-    AutoModelForImageTextToText,
+    AutoConfig,
     AutoProcessor,
     PreTrainedModel,
     ProcessorMixin,
@@ -82,8 +81,8 @@ def processor_for(path: str, prompt: int) -> ProcessorMixin:
     return processor
 
 
-def photograph(folder: Path, count: int = 1) -> list[str]:
-    """Writes photograph-like JPEG files: smooth areas, edges and grain."""
+def photographs(folder: Path, count: int) -> list[str]:
+    """Writes JPEG files somewhat like photographs: smooth areas and grain."""
     paths = []
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -96,9 +95,8 @@ def photograph(folder: Path, count: int = 1) -> list[str]:
     return paths
 
 
-def rows_of(prompt: int, processor: ProcessorMixin, folder: Path) -> Dataset:
-    """One image whose prompt has exactly `prompt` tokens: the question is filled up with digits, one token each."""
-    paths = photograph(folder)
+def rows_of(prompt: int, processor: ProcessorMixin, paths: list[str]) -> Dataset:
+    """A row an image, prompts of exactly `prompt` tokens: the question is filled up with digits, one token each."""
 
     def length(question: str) -> int:
         messages = prepare_multimodal_messages(
@@ -112,7 +110,8 @@ def rows_of(prompt: int, processor: ProcessorMixin, folder: Path) -> Dataset:
     filled = question + ("\n" + "7" * (missing - 1) if missing > 0 else "")
     if length(filled) != prompt:
         raise ValueError(f"A prompt of {prompt} tokens can't be made: it has {length(filled)}; try another length.")
-    data = {"prompt": [[{"role": "user", "content": filled}]], "image": paths, "image_id": ["one"], "mos": [3.0]}
+    prompts = [[{"role": "user", "content": filled}]] * len(paths)
+    data = {"prompt": prompts, "image": paths, "image_id": paths, "mos": [3.0] * len(paths)}
     return Dataset.from_dict(data).cast_column("image", Image())
 
 
@@ -121,10 +120,10 @@ def constant_reward(completions, **kwargs) -> list[float]:
     return [float(number) for number, _ in enumerate(completions)]
 
 
-def build(variant: str, path: str, data: Dataset, processor, completion: int, group: int, beta: float, device: str):
+def build(variant: str, path: str, data, processor, completion: int, group: int, beta: float, device: str, out: str):
     """One of `VARIANTS`: TRL's trainer, ours with uncertainty weights, ours with the whole method."""
     settings = {
-        "output_dir": tempfile.mkdtemp(prefix="step-time-"),
+        "output_dir": out,
         "per_device_train_batch_size": group,
         "num_generations": group,
         "gradient_accumulation_steps": 1,
@@ -133,11 +132,11 @@ def build(variant: str, path: str, data: Dataset, processor, completion: int, gr
         "beta": beta,
         "loss_type": "grpo",
         "gradient_checkpointing": False,
-        "bf16": device == "cuda",
+        "bf16": device != "cpu",
         "use_cpu": device == "cpu",
         "report_to": "none",
         "disable_tqdm": True,
-        "model_init_kwargs": {"dtype": "bfloat16" if device == "cuda" else "float32"},
+        "model_init_kwargs": {"dtype": "bfloat16" if device != "cpu" else "float32"},
     }
     if variant != "trl_grpo":
         settings |= {"shared_prefix": "on"} | (_OFF if variant == "ours_grpo" else {})
@@ -154,6 +153,9 @@ def build(variant: str, path: str, data: Dataset, processor, completion: int, gr
     return built
 
 
-def load_config(path: str):
+def load_config(path: str) -> Qwen2_5_VLConfig:
     """The configuration alone, for the bound."""
-    return AutoModelForImageTextToText.from_pretrained(path, dtype="auto").config
+    config = AutoConfig.from_pretrained(path)
+    if not isinstance(config, Qwen2_5_VLConfig):
+        raise ValueError(f"{path} is a {config.model_type}: operations are counted for qwen2_5_vl alone.")
+    return config

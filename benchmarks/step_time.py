@@ -6,13 +6,15 @@ Seconds of a training step by phase, for TRL's GRPOTrainer and ours, in one run 
     python benchmarks/step_time.py --model Qwen/Qwen2.5-VL-3B-Instruct  on any device
 
 Phases: decode (reading the images of the batch), preprocess (the processor's calls), generate, score (reference
-log-probabilities), update (score + loss, forward and backward). `trl_grpo` is TRL, `ours_grpo` the same loss with
-shared prompts, `ours_hawkeye` the whole method with a gradient through both branches.
+log-probabilities), update (score + loss, forward and backward), degrade (the degraded views, without the processor's
+part), other (the rest of the step). Every step has an image of its own. `trl_grpo` is TRL, `ours_grpo` the same loss
+with shared prompts, `ours_hawkeye` the whole method with a gradient through both branches.
 """
 
 import argparse
 import gc
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -27,32 +29,39 @@ import torch
 
 from q_hawkeye_trl.shared_prefix import processing
 from step_flops import cost_of, flop_bound, packed_flops, rows_flops
-from step_setup import VARIANTS, build, load_config, processor_for, rows_of, save_start
+from step_setup import VARIANTS, build, load_config, photographs, processor_for, rows_of, save_start
 
 GRID = [(p, c, g) for p in (256, 1024) for c in (64, 256) for g in (4, 8, 16)]
-PHASES = ("decode", "preprocess", "generate", "score", "update")
+PHASES = ("decode", "preprocess", "generate", "score", "update", "degrade", "other")
 
 
 class Clock:
-    """Adds up the seconds of named phases; of nested calls of one phase the outermost counts."""
+    """Adds up the seconds of named phases; what runs in an inner phase does not count for the outer one."""
 
     def __init__(self, device: str):
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
-        self._running: set[str] = set()
+        self._running: list[str] = []
+        self._since = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        if name in self._running:
-            yield
-            return
-        self._running.add(name)
-        start = self._now()
+        self._turn()
+        self._running.append(name)
         try:
             yield
         finally:
-            self.seconds[name] += self._now() - start
-            self._running.discard(name)
+            self._turn()
+            self._running.pop()
+
+    def _turn(self) -> None:
+        """Books the time since the last change of phase to the innermost one."""
+        if self.device != "cpu":
+            torch.accelerator.synchronize()
+        now = time.perf_counter()
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
+        self._since = now
 
     def timed(self, name: str, function: Callable) -> Callable:
         def call(*args, **kwargs):
@@ -61,29 +70,29 @@ class Clock:
 
         return call
 
-    def _now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
 
 class Step:
     """One variant's trainer with its phases timed, and the tokens that its decoder runs counted."""
 
-    def __init__(self, variant: str, path: str, data, processor, point: tuple, beta: float, device: str):
+    def __init__(self, variant: str, path: str, paths: list[str], point: tuple, beta: float, device: str):
         self.clock, self.tokens = Clock(device), 0
+        processor = processor_for(path, point[0])
+        data = rows_of(point[0], processor, paths)
         kind = type(processor)
         # the processor of this trainer is of a class of its own, whose calls are timed
         timed = {"__call__": lambda p, *a, **k: self._call(kind, p, *a, **k)}
         processor.__class__ = type(kind.__name__, (kind,), timed)
-        self.trainer = build(variant, path, data, processor, *point[1:], beta, device)
+        output_dir = str(Path(paths[0]).parent / variant)
+        self.trainer = build(variant, path, data, processor, *point[1:], beta, device, output_dir)
         trainer = self.trainer
         trainer._tokenize_prompts = self.clock.timed("preprocess", trainer._tokenize_prompts)
         trainer._generate_single_turn = self.clock.timed("generate", trainer._generate_single_turn)
+        if variant == "ours_hawkeye":
+            trainer._degraded_pixels = self.clock.timed("degrade", trainer._degraded_pixels)
         self._forward = trainer._get_per_token_logps_and_entropies
         trainer._get_per_token_logps_and_entropies = self._logps
         trainer.model.get_decoder().register_forward_pre_hook(self._count, with_kwargs=True)
-        self.loader = trainer.get_train_dataloader()
+        self.batches = iter(trainer.get_train_dataloader())
 
     def _call(self, kind, processor, *args, **kwargs):
         with self.clock.phase("preprocess"):
@@ -99,18 +108,19 @@ class Step:
         self.tokens += inputs["inputs_embeds"][..., 0].numel()
 
     def run(self) -> dict[str, float]:
-        """One step; returns the seconds of its phases, `update` with the reference forward in it."""
+        """One step, on the next image; returns the seconds of its phases, the reference forward within `update`."""
         self.clock.seconds.clear()
         self.tokens = 0
         repeat = processing._repeat
         processing._repeat = self.clock.timed("preprocess", repeat)
         try:
-            with self.clock.phase("decode"):
-                batch = next(iter(self.loader))
-            inputs = self.trainer._prepare_inputs(batch)
-            with self.clock.phase("update"):
-                loss = self.trainer.compute_loss(self.trainer.model, inputs)
-                loss.backward()
+            with self.clock.phase("other"):
+                with self.clock.phase("decode"):
+                    batch = next(self.batches)
+                inputs = self.trainer._prepare_inputs(batch)
+                with self.clock.phase("update"):
+                    loss = self.trainer.compute_loss(self.trainer.model, inputs)
+                    loss.backward()
         finally:
             processing._repeat = repeat
         self.trainer.model.zero_grad()
@@ -123,11 +133,9 @@ def measure(point: tuple[int, int, int], path: str, beta: float, repeats: int, d
     """Medians over alternating repeats of all variants at one point of the grid."""
     prompt, completion, group = point
     with tempfile.TemporaryDirectory() as folder:
-        steps = {}
-        for variant in VARIANTS:
-            processor = processor_for(path, prompt)
-            data = rows_of(prompt, processor, Path(folder))
-            steps[variant] = Step(variant, path, data, processor, point, beta, device)
+        # one image a step, and one more, since the loader reads ahead
+        paths = photographs(Path(folder), repeats + 2)
+        steps = {variant: Step(variant, path, paths, point, beta, device) for variant in VARIANTS}
         rows: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
         for turn in range(repeats + 1):
             for variant, step in steps.items():
@@ -138,18 +146,17 @@ def measure(point: tuple[int, int, int], path: str, beta: float, repeats: int, d
         patches = int(steps["trl_grpo"].trainer._buffered_inputs[0]["image_grid_thw"][0].prod())
         cost = cost_of(load_config(path), patches)
         phases = {v: {name: statistics.median(row[name] for row in rows[v]) for name in PHASES} for v in VARIANTS}
+        read = {v: phases[v]["preprocess"] + phases[v]["decode"] for v in VARIANTS}
         return {
             "prompt": prompt,
             "completion": completion,
             "group": group,
             "beta": beta,
-            "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+            "device": device_name(device),
             "phases": phases,
             "update_seconds": {v: phases[v]["update"] for v in VARIANTS},
-            "preprocess_seconds": {
-                "trl": phases["trl_grpo"]["preprocess"] + phases["trl_grpo"]["decode"],
-                "ours": phases["ours_grpo"]["preprocess"] + phases["ours_grpo"]["decode"],
-            },
+            "update_seconds_without_reference": {v: phases[v]["update"] - phases[v]["score"] for v in VARIANTS},
+            "preprocess_seconds": {"trl": read["trl_grpo"], "ours": read["ours_grpo"]},
             "decoder_tokens": {v: steps[v].tokens for v in VARIANTS},
             "flops": {"rows": rows_flops(cost, *point), "packed": packed_flops(cost, *point)},
             "tower_share": cost.image / (cost.image + prompt * cost.token + prompt * (prompt + 1) // 2 * cost.pair),
@@ -170,40 +177,55 @@ def peak_bytes(variant: str, point: tuple, path: str, beta: float, device: str) 
 def print_peak(variant: str, point: tuple, path: str, beta: float, device: str) -> None:
     """What the child process does: one step, then the peak on the last line."""
     with tempfile.TemporaryDirectory() as folder:
-        processor = processor_for(path, point[0])
-        step = Step(variant, path, rows_of(point[0], processor, Path(folder)), processor, point, beta, device)
+        step = Step(variant, path, photographs(Path(folder), 2), point, beta, device)
         gc.collect()
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+        if device != "cpu":
+            torch.accelerator.reset_peak_memory_stats()
+            before = torch.accelerator.memory_allocated()
             step.run()
-            print(torch.cuda.max_memory_allocated() - before)
+            print(torch.accelerator.max_memory_allocated() - before)
             return
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
-        before = _status("VmRSS")
+        if sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before = _peak_rss()
         step.run()
-        print(_status("VmHWM") - before)
+        print(_peak_rss() - before)
 
 
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+def _peak_rss() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
+
+
+def device_name(device: str) -> str:
+    """The device as it stands in the figures."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads" if device == "cpu" else device
 
 
 def report(result: dict) -> str:
     """One point as text: a line a variant, then the ratios beside what they are held against."""
     point = f"P {result['prompt']}, C {result['completion']}, G {result['group']}, beta {result['beta']}"
     lines = [f"\n{point} ({result['device']}; vision tower {result['tower_share']:.0%} of the prompt's operations)"]
-    lines.append(f"{'':14}" + "".join(f"{name:>12}" for name in (*PHASES, "tokens", "peak MiB")))
+    lines.append(f"{'':14}" + "".join(f"{name:>11}" for name in (*PHASES, "tokens", "peak MiB")))
     for variant in VARIANTS:
-        cells = [f"{result['phases'][variant][name]:>12.3f}" for name in PHASES]
-        cells.append(f"{result['decoder_tokens'][variant]:>12,}")
-        cells.append(f"{result['peak_bytes'][variant] / 2**20:>12.0f}" if "peak_bytes" in result else f"{'':>12}")
+        cells = [f"{result['phases'][variant][name]:>11.3f}" for name in PHASES]
+        cells.append(f"{result['decoder_tokens'][variant]:>11,}")
+        cells.append(f"{result['peak_bytes'][variant] / 2**20:>11.0f}" if "peak_bytes" in result else f"{'':>11}")
         lines.append(f"{variant:14}" + "".join(cells))
     update, read = result["update_seconds"], result["preprocess_seconds"]
     speedup, bound = update["trl_grpo"] / update["ours_grpo"], result["flop_bound"]
     lines.append(f"update, GRPO: {speedup:.2f} times faster; the bound is {bound:.2f}, reached {speedup / bound:.2f}")
     lines.append(f"update, whole method: {update['ours_hawkeye'] / update['trl_grpo']:.2f} of TRL's plain GRPO")
+    loss = result["update_seconds_without_reference"]
+    lines.append(
+        f"update without the reference (beta 0): GRPO {loss['trl_grpo'] / loss['ours_grpo']:.2f} times faster, "
+        f"whole method {loss['ours_hawkeye'] / loss['trl_grpo']:.2f} of TRL's plain GRPO"
+    )
     lines.append(f"decode and preprocess: {read['trl'] / read['ours']:.1f} times faster")
     whole = {v: sum(result["phases"][v][name] for name in PHASES if name != "score") for v in VARIANTS}
     lines.append(f"whole step: GRPO {whole['trl_grpo'] / whole['ours_grpo']:.2f} times faster, "
@@ -219,7 +241,10 @@ def main() -> None:
     parser.add_argument("--group", type=int, help="Rollouts of the prompt, G.")
     parser.add_argument("--beta", type=float, default=0.04, help="Coefficient of the KL to the reference.")
     parser.add_argument("--repeats", type=int, default=3, help="Measured steps a variant, after one that warms up.")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    here = torch.accelerator.current_accelerator(check_available=True)
+    parser.add_argument(
+        "--device", choices=["cpu", *([here.type] if here else [])], default=here.type if here else "cpu"
+    )
     parser.add_argument(
         "--skip-peak", action="store_true", help="Leave out the memory, a process a variant and point."
     )
