@@ -48,12 +48,12 @@ def write_atomically(path: str | Path, text: str) -> None:
     partial.replace(path)
 
 
-def check_output(path: str | Path, *, overwrite: bool) -> None:
+def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
     """
     Checks that an output can be written, before any time is spent on what it is to hold.
 
     Args:
-        path (`str` or `Path`):
+        path (`str` or `os.PathLike`):
             File to write; its folder is made.
         overwrite (`bool`):
             Whether an existing file may be replaced.

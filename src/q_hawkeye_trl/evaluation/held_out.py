@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
+from ..data.messages import generation_inputs
 from ..text import parse_score, quality_messages
 from .metrics import plcc, srcc
 
@@ -218,14 +219,7 @@ def _prompt_inputs(processor: ProcessorMixin, images: Sequence[Images], prompts:
         prepare_multimodal_messages(prompt, images=shown if isinstance(shown, list) else [shown])
         for shown, prompt in zip(images, prompts, strict=True)
     ]
-    return processor.apply_chat_template(
-        conversations,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "left"},
-    )
+    return generation_inputs(processor, conversations)
 
 
 def _answers(model: PreTrainedModel, processor: ProcessorMixin, inputs, config: GenerationConfig) -> list[str]:

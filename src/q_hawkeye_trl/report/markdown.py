@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..evaluation.presets import Preset
 from ..evaluation.results import SetResult
-from .wording import EXPLANATION, NAMES, QUOTED, interval, number, units, verdict
+from .wording import EXPLANATION, NAMES, QUOTED, comparison_rows, interval, number, units
 
 
 def markdown_report(results: Sequence[SetResult], *, title: str, preset: Preset | None = None) -> str:
@@ -93,20 +93,9 @@ def _one_set(result: SetResult) -> list[str]:
 
 
 def _comparison(comparison: dict) -> list[str]:
-    rows = [
-        [
-            heading,
-            number(comparison[f"{name}_first"]),
-            number(comparison[f"{name}_second"]),
-            number(comparison[name], sign=True),
-            interval(comparison, name, sign=True),
-            verdict(comparison, name),
-        ]
-        for name, heading in NAMES.items()
-    ]
     return [
         f"Compared with {escape(comparison['other'])}, paired, failures as 3:",
-        _table(["figure", "this", "other", "difference", "95%", ""], rows),
+        _table(["figure", "this", "other", "difference", "95%", ""], comparison_rows(comparison)),
     ]
 
 

@@ -6,13 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ..data.images import load_image
 from ..evaluation.presets import Preset
 from ..evaluation.results import SetResult
-from ..scoring.gallery import GalleryRow, write_gallery
+from ..scoring.gallery import GalleryRow, page_environment, write_gallery
 from ..scoring.scored import ScoredImage
 from .plots import as_data_uri, residuals, risk, scatter
 from .wording import EXPLANATION, NAMES, QUOTED, interval, number, units, verdict
@@ -56,13 +55,7 @@ def write_page(
     Raises:
         `OSError`: The file can't be written.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
     shown = [result.worst(pictures) for result in results]
     sections = environment.get_template("sections.html.jinja").render(
         results=results,

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ..evaluation.presets import Preset
 from ..evaluation.results import SetResult
-from .wording import NAMES, QUOTED, interval, number, units, verdict
+from .wording import NAMES, QUOTED, comparison_rows, interval, number, units
 
 
 def print_report(results: Sequence[SetResult], console: Console, preset: Preset | None = None) -> None:
@@ -87,15 +87,8 @@ def _print_comparison(comparison: dict, console: Console) -> None:
     table = Table(title=Text(f"Compared with {other}, failures as 3"), title_justify="left")
     for column in ("figure", "this", "other", "difference", "95%", ""):
         table.add_column(column, justify="left" if column in ("figure", "") else "right")
-    for name, heading in NAMES.items():
-        table.add_row(
-            heading,
-            number(comparison[f"{name}_first"]),
-            number(comparison[f"{name}_second"]),
-            number(comparison[name], sign=True),
-            interval(comparison, name, sign=True),
-            verdict(comparison, name),
-        )
+    for row in comparison_rows(comparison):
+        table.add_row(*row)
     console.print(table)
 
 

@@ -42,6 +42,21 @@ def units(figures: Mapping) -> str:
     return f"95% intervals over {figures['units']} {what}, {figures['draws']} draws, seed {figures['seed']}"
 
 
+def comparison_rows(comparison: Mapping) -> list[list[str]]:
+    """A row a figure: its name, both values, their difference, its interval, and what that says."""
+    return [
+        [
+            heading,
+            number(comparison[f"{name}_first"]),
+            number(comparison[f"{name}_second"]),
+            number(comparison[name], sign=True),
+            interval(comparison, name, sign=True),
+            verdict(comparison, name),
+        ]
+        for name, heading in NAMES.items()
+    ]
+
+
 def verdict(comparison: Mapping, name: str) -> str:
     """What the interval of a difference says, in words."""
     low, high = comparison[f"{name}_low"], comparison[f"{name}_high"]

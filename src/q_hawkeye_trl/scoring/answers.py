@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
 from ..data.degradations import pixel_hash
+from ..data.messages import generation_inputs
 from ..text import quality_messages
 from .decoding import Decoded, decode
 from .policy import end_tokens
@@ -156,14 +157,7 @@ class TransformersAnswers:
         # The images stand where TRL puts them in training.
         conversations = [prepare_multimodal_messages(self.messages, images=[image]) for image in images]
         try:
-            return self.processor.apply_chat_template(
-                conversations,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                processor_kwargs={"padding": True, "padding_side": "left"},
-            )
+            return generation_inputs(self.processor, conversations)
         except ValueError as error:
             raise ImageRefused(f"the model's processor refuses the image: {error}") from error
 

@@ -139,14 +139,28 @@ class _Scale:
         return round(4 + 92 * share, 2)
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+def page_environment(folder: Path) -> Environment:
+    """
+    Sets up the templates of a page: everything is escaped, and a name that is not given is an error.
+
+    Args:
+        folder (`Path`):
+            Folder of the templates.
+
+    Returns:
+        `jinja2.Environment`
+    """
+    return Environment(
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _environment() -> Environment:
+    environment = page_environment(Path(__file__).parent)
     environment.filters["figure"] = _figure
     environment.filters["sort_key"] = _sort_key
     return environment

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..files import check_output
 from .gallery import GalleryRow, write_gallery
 from .journal import Journal
 from .scorer import HawkeyeScorer
@@ -58,15 +59,9 @@ def check_outputs(out: str | os.PathLike | None, html: str | os.PathLike | None,
     """
     if out is not None:
         check_table_path(out)
-    for path in (Path(path) for path in (out, html) if path is not None):
-        if path.is_dir() or (path.exists() and not overwrite):
-            raise FileExistsError(f"{path} exists and is not overwritten; name another file, or pass --overwrite.")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            raise OSError(f"{path} can't be written ({error.strerror or error}): name another file.") from error
+    for path in (out, html):
+        if path is not None:
+            check_output(path, overwrite=overwrite)
 
 
 def model_stamp(model: str | os.PathLike) -> str:
