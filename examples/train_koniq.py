@@ -145,7 +145,7 @@ def main() -> None:
 
     # Folders
     resume = resume_choice(training_args.resume_from_checkpoint)
-    goes_on = resume == "true" or (resume is not None and Path(training_args.output_dir) in Path(resume).parents)
+    goes_on = resume == "true" or lies_in(resume, training_args.output_dir)
     choice = [choose_run_folder(training_args.output_dir, resume=goes_on, numbered=is_default)]
     training_args.output_dir = str(broadcast_object_list(choice)[0])  # one choice for all ranks
     create_run_folder(training_args.output_dir)
@@ -225,10 +225,17 @@ def resume_choice(value: str | bool | None) -> str | None:
     return "true" if text == "true" else str(value)
 
 
+def lies_in(checkpoint: str | None, folder: str) -> bool:
+    """Whether a checkpoint is one of this folder's run, however both paths are written."""
+    return checkpoint is not None and Path(folder).resolve() in Path(checkpoint).resolve().parents
+
+
 def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
     """Turns what [`resume_choice`] read into the checkpoint's folder."""
-    if resume is None or resume == "true":
-        return None if resume is None else str(last_whole_checkpoint(output_dir))
+    if resume is None:
+        return None
+    if resume == "true":
+        return str(last_whole_checkpoint(output_dir))
     if problem := checkpoint_problem(resume):
         raise ValueError(f"{resume} is not a whole checkpoint ({problem}); name another one.")
     return resume

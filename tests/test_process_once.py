@@ -11,6 +11,7 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
 from q_hawkeye_trl.data.decode_once import DecodeOnce
 from q_hawkeye_trl.shared_prefix.processing import check_same_prompts, process_once
+from q_hawkeye_trl.shared_prefix.replaced import replaced
 from q_hawkeye_trl.text import quality_messages
 from tiny_models import FAMILIES, tiny_image, tiny_policy
 
@@ -90,6 +91,33 @@ def test_processor_is_as_before_after_an_error():
         raise RuntimeError("boom")
     assert type(processor) is kind
     assert "preprocess" not in vars(processor.image_processor)
+
+
+def test_a_method_that_the_object_had_of_its_own_comes_back():
+    processor = copy.deepcopy(tiny_policy()[1]).image_processor
+    own = processor.preprocess = lambda *args, **kwargs: "own"
+    with replaced(processor, preprocess=lambda: "other", process=lambda: "new"):
+        assert (processor.preprocess(), processor.process()) == ("other", "new")
+    assert processor.preprocess is own
+    assert "process" not in vars(processor)
+
+
+def test_one_image_under_two_questions_is_made_once():
+    processor = copy.deepcopy(tiny_policy("internvl")[1])  # tiles an image are known to the image processor alone
+    image = tiny_image((112, 56))
+    prompts = [prepare_multimodal_messages(quality_messages(text), images=[image]) for text in ("Good?", "Rate.")]
+    texts = [apply_chat_template({"prompt": prompt}, processor)["prompt"] for prompt in prompts for _ in range(2)]
+    expected = processor(images=[[image]] * 4, text=texts, padding=True, return_tensors="pt")
+    made = []
+    preprocess = processor.image_processor.preprocess
+
+    def counted(rows, *args, **kwargs):
+        made.extend(rows)
+        return preprocess(rows, *args, **kwargs)
+
+    with replaced(processor.image_processor, preprocess=counted), process_once(processor):
+        assert_same(processor(images=[[image]] * 4, text=texts, padding=True, return_tensors="pt"), expected)
+    assert len(made) == 1
 
 
 def test_calls_without_images_pass_through():

@@ -175,6 +175,12 @@ def test_a_decoder_with_a_window_is_refused(tmp_path):
         build_trainer(tmp_path, model=model, processing_class=processor, shared_prefix="on")
 
 
+def test_a_transformers_without_the_hooked_methods_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("q_hawkeye_trl.shared_prefix.support.HOOKED_METHODS", ("_prefill", "_fill"))
+    on_and_auto(tmp_path, "the generation of the installed transformers has no _fill", scripted=None)
+    assert build_trainer(tmp_path, shared_prefix="on")._shares_prefix["train"]  # a rollout_func needs none of them
+
+
 def test_rollouts_that_bring_their_own_prompts_are_refused(tmp_path):
     def rollout(prompts, trainer):
         ids = trainer._tokenize_prompts(prompts)[0]

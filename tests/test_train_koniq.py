@@ -258,6 +258,16 @@ def test_a_finished_run_is_overwritten_by_no_form_of_resuming(koniq_folder, tmp_
     assert (tmp_path / "summary.json").read_text() == "precious"
 
 
+def test_a_checkpoint_belongs_to_its_run_however_the_paths_are_written(tmp_path, monkeypatch):
+    lies_in = runpy.run_path(str(SCRIPT))["lies_in"]
+    monkeypatch.chdir(tmp_path)
+    for checkpoint in ("run/checkpoint-1", tmp_path / "run/checkpoint-1", "other/../run/checkpoint-1"):
+        assert lies_in(str(checkpoint), "run")
+        assert lies_in(str(checkpoint), str(tmp_path / "run"))
+    for checkpoint in ("runs/checkpoint-1", "run", None):
+        assert not lies_in(checkpoint, "run")
+
+
 def test_unknown_key_of_a_recipe(koniq_folder, tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "uncertainty_alfa": 1.0}))

@@ -7,9 +7,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ..seam import TOKEN_TYPE_KEYS
+from .replaced import replaced
 
 DYNAMIC_CACHES = (None, "dynamic")
 """Values of `cache_implementation` whose cache grows with what it is given, and so can be repeated."""
+
+HOOKED_METHODS = ("_maybe_prepare_encoder_kwargs_for_generation", "_prefill")
+"""Methods of transformers' generation that are stood in for; they are not public, so that a release may lack them."""
 
 _PER_ROW = ("attention_mask", *TOKEN_TYPE_KEYS)
 
@@ -49,8 +53,5 @@ def shared_prefill(model: PreTrainedModel, group_size: int, num_images: list[int
         outputs.logits = outputs.logits[:, -1:].repeat_interleave(group_size, dim=0)
         return outputs
 
-    model._maybe_prepare_encoder_kwargs_for_generation, model._prefill = encode_groups, prefill_groups
-    try:
+    with replaced(model, _maybe_prepare_encoder_kwargs_for_generation=encode_groups, _prefill=prefill_groups):
         yield
-    finally:
-        del model._maybe_prepare_encoder_kwargs_for_generation, model._prefill

@@ -8,6 +8,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from ..seam import TOKEN_TYPE_KEYS
+from .replaced import replaced
 
 
 @contextmanager
@@ -36,11 +37,10 @@ def process_once(processor: ProcessorMixin) -> Iterator[None]:
 
     # calls look at the class, so that for a while the processor is of a class of its own, with the name of the old one
     processor.__class__ = type(original.__name__, (original,), {"__call__": call})
-    processor.image_processor.preprocess = memo
     try:
-        yield
+        with replaced(processor.image_processor, preprocess=memo):
+            yield
     finally:
-        del processor.image_processor.preprocess
         processor.__class__ = original
 
 
@@ -49,7 +49,7 @@ class _ImageMemo:
 
     def __init__(self, preprocess: Callable[..., BatchFeature]):
         self.preprocess = preprocess
-        self.layout: dict[str, Any] = {}  # of the last output
+        self.layout: dict[str, Any] = {}  # of what was last returned
         self._kept: dict[Hashable, tuple[Any, BatchFeature]] = {}
 
     def __call__(self, images, *args, return_tensors=None, **kwargs) -> BatchFeature:
@@ -58,9 +58,10 @@ class _ImageMemo:
         firsts, index = _distinct([tuple(map(id, row)) for row in images])
         rows = [images[i] for i in firsts]
         output = self._process(rows, return_tensors, kwargs)
-        self.layout = dict(output)
-        repeated = _repeat(output, self.layout, list(map(len, rows)), index)
-        return repeated or self.preprocess(images, return_tensors=return_tensors, **kwargs)
+        repeated = _repeat(output, dict(output), list(map(len, rows)), index)
+        repeated = repeated or self.preprocess(images, return_tensors=return_tensors, **kwargs)
+        self.layout = dict(repeated)
+        return repeated
 
     def _process(self, rows: list[list], return_tensors: Any, options: dict[str, Any]) -> BatchFeature:
         key = (tuple(tuple(map(id, row)) for row in rows), repr(sorted(options.items(), key=lambda item: item[0])))

@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from .attention import base_implementation
 from .forward import unwrap_policy
-from .prefill import DYNAMIC_CACHES
+from .prefill import DYNAMIC_CACHES, HOOKED_METHODS
 
 logger = logging.get_logger(__name__)
 
@@ -111,8 +111,12 @@ def _trainer_problem(trainer: Any) -> str | None:
     if trainer.tools or trainer.environment_factories is not None:
         return "tools and environments give the rollouts of a group prompts of their own"
     cache = trainer.generation_config.cache_implementation
-    if not trainer.use_vllm and trainer.rollout_func is None and cache not in DYNAMIC_CACHES:
-        return f"generation with a {cache} cache can't take up a prompt that is run once a group"
+    if not trainer.use_vllm and trainer.rollout_func is None:
+        if cache not in DYNAMIC_CACHES:
+            return f"generation with a {cache} cache can't take up a prompt that is run once a group"
+        lacking = [name for name in HOOKED_METHODS if not hasattr(unwrap_policy(trainer.model), name)]
+        if lacking:
+            return f"the generation of the installed transformers has no {' and no '.join(lacking)}"
     if trainer.aux_loss_enabled:
         return "the load-balancing loss of a mixture of experts counts the tokens of every row"
     models = [model for model in (trainer.model, trainer.ref_model) if model is not None]

@@ -63,8 +63,9 @@ class SharedPrefixTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
         sharing: AbstractContextManager = nullcontext()
         if self._shares_prefix[self._mode] and not self.use_vllm:
-            model = unwrap_policy(self.accelerator.unwrap_model(self.model))
-            sharing = shared_prefill(model, self._group_size, _count_images(images, len(prompt_ids)))
+            sharing = shared_prefill(
+                unwrap_policy(self.model), self._group_size, _count_images(images, len(prompt_ids))
+            )
         with sharing:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
 
