@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "degraded_batch": {"data"},
     "rewards": {"objective", "text"},
     "score_monitor": {"evaluation"},
+    "run_facts": {"files"},
     "demo": {"data", "evaluation", "text"},
     "scoring": {"data", "files", "text"},
     "pairs": {"data"},
