@@ -149,24 +149,38 @@ def describe_launch(facts: dict[str, Any], number: int = 1) -> list[str]:
         `list[str]`: Lines of plain text.
     """
     batch, model, step = facts["batch"], facts["model"], facts["resumed_at_step"]
-    changed = sum(map(len, facts["changed"].values()))
     after = "" if step is None else f", resumed at step {step}"
     shares = "" if not model["shares_prompt"] else ", prompts shared"
-    rows = {
-        "code": describe_git(facts["git"]),
-        "versions": describe_versions(facts),
-        "device": describe_device(facts),
+    rows = describe_facts(facts) | {
         "processes": _describe_processes(facts["processes"]),
         "model": f"{model['name'] or model['type']}: {model['parameters']:,} parameters, {model['trainable']:,} of "
         f"them trained, {' and '.join(model['dtypes'])}, {model['attention']}{shares}",
         "batch": f"{batch['prompts_per_step']:g} prompts x {batch['rollouts_per_prompt']} rollouts a step",
-        "seeds": ", ".join(f"{name} {_short(seed)}" for name, seed in facts["seeds"].items()),
     }
-    rows |= {f"{use} data": _describe_part(part) for use, part in facts["data"].items()}
-    rows["settings"] = f"{changed} differ from their defaults"
     width = max(map(len, rows))
     title = f"Launch {number} of this run{after}; in full in its {FACTS_FILE}:"
     return [title, *(f"  {name:<{width}}  {text}" for name, text in rows.items())]
+
+
+def describe_facts(facts: dict[str, Any]) -> dict[str, str]:
+    """
+    Says in a line each what is known without a trainer.
+
+    Args:
+        facts (`dict`):
+            Sections of [`~launch.launch_facts`]; all but `versions`, `platform` and `git` can be missing.
+
+    Returns:
+        `dict[str, str]`: Text by name.
+    """
+    rows = {"code": describe_git(facts["git"]), "versions": describe_versions(facts)}
+    if "device" in facts:
+        rows["device"] = describe_device(facts)
+    if "seeds" in facts:
+        rows["seeds"] = ", ".join(f"{name} {_short(seed)}" for name, seed in facts["seeds"].items())
+    if "changed" in facts:
+        rows["settings"] = f"{sum(map(len, facts['changed'].values()))} differ from their defaults"
+    return rows | {f"{use} data": _describe_part(part) for use, part in facts.get("data", {}).items()}
 
 
 def describe_git(git: dict[str, Any] | None) -> str:
