@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import shutil
+import tempfile
 from types import SimpleNamespace
 
 import huggingface_hub.constants
@@ -18,6 +19,7 @@ from q_hawkeye_trl.doctor.disk import check_disk, checkpoint_bytes
 from q_hawkeye_trl.doctor.finding import Plan
 from q_hawkeye_trl.doctor.model import ModelSize, check_model, missing_weights, readable
 from test_doctor_gpu import plan as planned
+from test_doctor_system import read_only
 from tiny_models import save_policy, tiny_policy
 
 GIB = 2**30
@@ -221,9 +223,9 @@ def test_folders_that_cannot_be_used(monkeypatch, tmp_path):
     found = check_disk(Plan(output_dir=str(tmp_path)), None)
     assert [finding.level for finding in found] == ["warning", "ok"]
     assert "--resume_from_checkpoint" in found[0].advice
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
     (found,) = check_disk(Plan(output_dir=str(tmp_path / "run")), BIG)
-    assert (found.level, "can't be written to" in found.text) == ("problem", True)
+    assert (found.level, "can't be written to (Read-only file system)" in found.text) == ("problem", True)
 
 
 def test_the_optimizer_of_a_recipe_counts(monkeypatch, tmp_path):

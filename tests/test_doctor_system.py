@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import accelerate.commands.config.config_args as config_args
@@ -18,6 +19,10 @@ from q_hawkeye_trl.doctor.finding import Plan
 
 GIB = 2**30
 Usage = collections.namedtuple("Usage", "total used free")
+
+
+def read_only(dir):
+    raise OSError(30, "Read-only file system", str(dir))
 
 
 def disk(free_gib: float):
@@ -58,7 +63,7 @@ def test_the_hubs_cache(monkeypatch, tmp_path):
     assert "offline" not in found.text
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "offline" in system.check_hub(Plan())[0].text
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
     (found,) = system.check_hub(Plan())
     assert found.level == "problem"
     assert "HF_HOME" in found.advice

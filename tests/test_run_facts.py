@@ -3,11 +3,14 @@
 import json
 import os
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 
 from harness import build_trainer
+from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
 from q_hawkeye_trl.run_facts import machine
 from q_hawkeye_trl.run_facts.fingerprint import data_fingerprint
 from q_hawkeye_trl.run_facts.log import (
@@ -20,6 +23,7 @@ from q_hawkeye_trl.run_facts.log import (
 )
 from tiny_models import tiny_dataset, tiny_policy
 
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_koniq.py"
 SECRET = "correct-horse-battery"
 
 
@@ -196,3 +200,32 @@ def test_differences_name_what_came_and_went():
     now = {"started": "b", "git": None, "data": {"train": {"rows": 3}}, "versions": {"trl": "1.16.1"}}
     assert differences(before, now) == ["git.commit: 1 -> none", "versions.trl: 1.16.0 -> 1.16.1"]
     assert differences(now, now | {"started": "c"}) == []
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_launch(tmp_path):
+    write_synthetic_koniq(tmp_path / "data", train=8, validation=2, test=4, progress=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(SCRIPT), "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "run")]
+    command += [
+        "--per_device_train_batch_size",
+        "4",
+        "--num_generations",
+        "4",
+        "--max_steps",
+        "1",
+        "--use_cpu",
+        "true",
+    ]
+    command += ["--bf16", "false", "--held_out_images", "4", "--validate", "false"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.count("Launch 1 of this run") == 1
+    (facts,) = read_launches(tmp_path / "run" / FACTS_FILE)
+    assert facts["processes"]["world_size"] == 2
+    assert facts["processes"]["distributed_type"] == "MULTI_CPU"
+    assert facts["processes"]["backend"] == "gloo"
+    assert facts["batch"]["prompts_per_step"] == 2.0
+    assert set(facts["settings"]) == {"HawkeyeGRPOConfig", "ScriptArguments", "ModelConfig"}
+    assert facts["data"]["held_out"]["rows"] == 4

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from .finding import Finding, Plan, ok, problem, warning
@@ -41,6 +42,17 @@ def checkpoint_bytes(
     return weights + 2 * each * size.trainable
 
 
+def write_fault(folder: Path) -> str | None:
+    """Says why a folder can't be written to, `None` where it can. Nothing is left there."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
 def check_disk(plan: Plan, size: ModelSize | None) -> list[Finding]:
     """Whether `output_dir` can be made and written to, and has room. Nothing is left there."""
     if plan.output_dir is None:
@@ -49,8 +61,8 @@ def check_disk(plan: Plan, size: ModelSize | None) -> list[Finding]:
     existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
     if not existing.is_dir():
         return [problem("output_dir", f"{existing} is no folder", "name another output_dir")]
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return [problem("output_dir", f"{existing} can't be written to", "name another output_dir")]
+    if (fault := write_fault(existing)) is not None:
+        return [problem("output_dir", f"{existing} can't be written to ({fault})", "name another output_dir")]
     found = []
     if existing == folder and any(folder.iterdir()):
         advice = "name another one, or go on with the run in it by --resume_from_checkpoint true"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..run_facts.machine import usable_cores
+from .disk import write_fault
 from .finding import Finding, Plan, ok, problem, warning
 
 GIB = 2**30
@@ -44,14 +45,20 @@ def check_hub(plan: Plan) -> list[Finding]:
 
     cache = Path(constants.HF_HUB_CACHE)
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    if not os.access(existing, os.W_OK):
+    if (fault := write_fault(existing)) is not None:
         advice = "set HF_HOME to a folder that you can write to"
-        return [problem("Hugging Face", f"the cache {cache} can't be written to", advice)]
+        return [problem("Hugging Face", f"the cache {_from_home(cache)} can't be written to ({fault})", advice)]
     free = shutil.disk_usage(existing).free / GIB
-    text = f"cache {cache}, {free:.0f} GiB free"
+    text = f"cache {_from_home(cache)}, {free:.0f} GiB free"
     if constants.HF_HUB_OFFLINE:
         return [ok("Hugging Face", f"{text}; offline (HF_HUB_OFFLINE), so models must be in it")]
     return [ok("Hugging Face", text)]
+
+
+def _from_home(path: str | Path) -> str:
+    """A path without the user's name: `~/.cache`."""
+    path, home = Path(path), Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def check_accelerate(plan: Plan) -> list[Finding]:
@@ -69,7 +76,7 @@ def check_accelerate(plan: Plan) -> list[Finding]:
     try:
         config = load_config_from_file(default_config_file)
     except Exception as error:  # yaml's errors, unknown keys, a foreign file
-        text = f"{default_config_file} can't be read: {str(error).splitlines()[0]}"
+        text = f"{_from_home(default_config_file)} can't be read: {str(error).splitlines()[0]}"
         return [problem(area, text, "write it anew by `accelerate config`, or move it away")]
     return [_launch(config, gpus, default_config_file)]
 
@@ -77,7 +84,7 @@ def check_accelerate(plan: Plan) -> list[Finding]:
 def _launch(config: Any, gpus: int, file: str) -> Finding:
     kind = str(getattr(config.distributed_type, "value", config.distributed_type))
     processes, area = config.num_processes, "accelerate"
-    said = f"{file}: {kind}, {processes} processes, mixed precision {config.mixed_precision}"
+    said = f"{_from_home(file)}: {kind}, {processes} processes, mixed precision {config.mixed_precision}"
     advice = "give --config_file with a file of recipes/accelerate, or move this file away"
     if kind == "MULTI_CPU" or (config.use_cpu and processes > 1 and kind == "NO"):
         return warning(
