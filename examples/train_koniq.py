@@ -50,6 +50,7 @@ from q_hawkeye_trl.processes import end_processes
 from q_hawkeye_trl.recipe import check_recipe, split_recipe
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
 from q_hawkeye_trl.rewards import get_reward
+from q_hawkeye_trl.run_facts.log import RunFactsCallback
 from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder
 from q_hawkeye_trl.text import QUALITY_SCALE
 
@@ -191,6 +192,7 @@ def main() -> None:
         training_args.output_dir,
     )
     trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(RunFactsCallback(trainer, script_args, model_args, held_out=held_out))
     for callback in (BriefProgressCallback(), MetricsFileCallback(training_args.output_dir), measured):
         trainer.add_callback(callback)
     if script_args.early_stopping_patience is not None and validation is not None:

@@ -6,6 +6,7 @@ import typer
 
 from .. import __version__
 from . import prepare
+from .doctor import doctor
 from .evaluate import evaluate
 from .merge import merge
 from .pair import pair
@@ -43,6 +44,7 @@ app.command()(merge)
 app.command()(evaluate)
 app.command()(pair)
 app.command()(review)
+app.command()(doctor)
 
 
 def main() -> None:
