@@ -175,3 +175,23 @@ def test_the_guard_lets_only_the_pages_own_files_through(tmp_path, path, allowed
     assert sent[0]["status"] == (200 if allowed else 403)
     if allowed:
         assert b"default-src 'self'" in dict(sent[0]["headers"])[b"content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ([(b"host", b"127.0.0.1:7860")], True),
+        ([(b"host", b"localhost")], True),
+        ([(b"Host", b"[::1]:7860")], True),
+        ([(b"host", b"evil.example:7860")], False),  # a name that was made to point at this machine
+        ([(b"host", b"127.0.0.1.evil.example")], False),
+        ([(b"host", b"evil.example@127.0.0.1")], True),  # the part before @ is no host
+        ([(b"host", b"127.0.0.1"), (b"host", b"evil.example")], False),
+        ([(b"host", b"[::1")], False),
+        ([], False),
+    ],
+)
+def test_the_guard_knows_by_which_name_it_is_called(tmp_path, headers, allowed):
+    hosts = ("127.0.0.1", "localhost", "::1")
+    assert OnlyThePage(None, tmp_path, hosts).is_called_by_name(headers) == allowed
+    assert OnlyThePage(None, tmp_path).is_called_by_name(headers)

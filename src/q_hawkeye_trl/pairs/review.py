@@ -82,9 +82,10 @@ def serve_review(
             theme=_theme(gradio),
             css=(_ASSETS / "review.css").read_text(encoding="utf-8"),
             head=f"<script>{(_ASSETS / 'review.js').read_text(encoding='utf-8')}</script>",
-            app_kwargs={"middleware": [OnlyThePage.entry(cache)]},
+            app_kwargs={"middleware": [OnlyThePage.entry(cache, _LOOPBACK if host in _LOOPBACK else None)]},
         )
-        print(f"Review {folder} at http://{host}:{port}/  (Ctrl-C ends; decisions are in {path})", flush=True)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"Review {folder} at http://{shown}:{port}/  (Ctrl-C ends; decisions are in {path})", flush=True)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
