@@ -304,6 +304,22 @@ def test_a_checkpoint_judges(tmp_path):
     assert all(line["kept"] for line in lines)
 
 
+def test_a_checkpoint_that_fails_on_a_pair_does_not_end_the_run(tmp_path, monkeypatch):
+    from transformers import AutoProcessor
+
+    kind = type(AutoProcessor.from_pretrained(str(demo_policy_path())))
+
+    def refuse(self, *arguments, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(kind, "__call__", refuse)
+    data = save(tmp_path / "data", dataset([picture(n, (112, 84)) for n in range(2)]))
+    judge = JudgeSettings(str(demo_policy_path()))
+    summary = make_pairs(data, tmp_path / "out", PairSettings(judge=judge, degradations=["jpeg@5"]), progress=False)
+    assert summary.verdicts == {"unjudged": 2}
+    assert "RuntimeError: out of memory" in summary.problems[0][2]
+
+
 def test_a_checkpoints_words_count(monkeypatch):
     from transformers import AutoProcessor
 

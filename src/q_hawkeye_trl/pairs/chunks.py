@@ -138,9 +138,8 @@ def write_chunk(
         partial.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
-        raise OSError(
-            error.errno, f"{path} can't be written ({error.strerror or error}); what is done stays: run again"
-        ) from error
+        message = f"{path} can't be written ({error.strerror or error}); what is done stays: run again"
+        raise OSError(error.errno, message) if error.errno is not None else OSError(message) from error
     finally:
         partial.unlink(missing_ok=True)
     write_records(chunk.part_file(parts), [records_table(records)])

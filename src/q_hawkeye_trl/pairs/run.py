@@ -4,6 +4,8 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset
 
+from ..data.arrow_folder import refuse_inside
 from .card import card_text
 from .chunks import (
     PARTS,
@@ -117,14 +120,18 @@ def make_pairs(
         raise ValueError(f"workers is {workers}; it must be at least 1.")
     if out.resolve() == data.resolve():
         raise ValueError(f"{out} is the data itself, which is never changed: name another folder for the pairs.")
-    source = _limited(open_source(data), settings)
+    refuse_inside(out, [data])
+    whole = open_source(data)
+    source = _limited(whole, settings)
     _check_request(data, source, settings)
-    identity = _identity(source, settings)
+    identity = _identity(whole, source, settings)
     is_new = not _is_taken(out)
     folder = out.with_name(f".{out.name}.unfinished") if is_new else out
     _check_folder(folder, identity, is_new)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        if is_new and _is_taken(out):
+            raise BlockingIOError(f"Another run has just made {out}: run the same command again.")
         remove_leftovers(folder)
         chunks = [chunk for name, split in source.items() for chunk in cut_chunks(name, len(split))]
         parts = _start(folder, identity, chunks, source, is_new)
@@ -157,7 +164,8 @@ def summarize(folder: Path, made: int, settings: PairSettings) -> PairSummary:
     from .decisions import PairKey, read_decisions
 
     summary = PairSummary(folder, 0, made, {}, {}, 0, [], [], 0)
-    unused = set(read_decisions(settings.decisions)) if settings.decisions else set()
+    unused = read_decisions(settings.decisions) if settings.decisions else {}
+    strengthened = set()  # originals whose pair people rejected when it was weaker
     columns = ["image_id", "verdict", "stage", "operation", "error", "note", "pixel_hash"]
     for table in iterate_manifest(folder / MANIFEST_FILE, [*columns, "degraded_pixel_hash", "first_reason"]):
         for line in table.to_pylist():
@@ -170,11 +178,10 @@ def summarize(folder: Path, made: int, settings: PairSettings) -> PairSummary:
                 summary.problems.append((line["image_id"], line["verdict"], line["error"]))
             if line["note"] and len(summary.notes) < 20:
                 summary.notes.append((line["image_id"], line["note"]))
-            key = PairKey(line["pixel_hash"], line["degraded_pixel_hash"])
-            if line["first_reason"] == "person":  # decided when it was weaker
-                unused = {other for other in unused if other.pixel_hash != key.pixel_hash}
-            unused.discard(key)
-    summary.unused_decisions = len(unused)
+            unused.pop(PairKey(line["pixel_hash"], line["degraded_pixel_hash"]), None)
+            if line["first_reason"] == "person":
+                strengthened.add(line["pixel_hash"])
+    summary.unused_decisions = sum(key.pixel_hash not in strengthened for key in unused)
     return summary
 
 
@@ -205,10 +212,9 @@ def _check_request(data: Path, source: dict[str, Dataset], settings: PairSetting
             raise ValueError(f"{data / MANIFEST_FILE} has {rows} lines for another number of rows: make it again.")
 
 
-def _identity(source: dict[str, Dataset], settings: PairSettings) -> dict:
-    splits = {name: {"rows": len(split), "fingerprint": split._fingerprint} for name, split in source.items()}
-    if settings.limit is not None:  # `select` draws a fingerprint of its own
-        splits = {name: {"rows": len(split)} for name, split in source.items()}
+def _identity(whole: dict[str, Dataset], source: dict[str, Dataset], settings: PairSettings) -> dict:
+    # Fingerprints of the whole splits: `select` draws one of its own.
+    splits = {name: {"rows": len(source[name]), "fingerprint": split._fingerprint} for name, split in whole.items()}
     return {"format": _FORMAT, "settings": settings.identity(), "source": splits}
 
 
@@ -222,10 +228,14 @@ def _check_folder(folder: Path, identity: dict, is_new: bool) -> None:
         if not is_new:
             raise FileExistsError(f"{folder} exists and holds no pairs: nothing in it is overwritten; name another.")
         return  # nothing there, or a run that was killed before its first file
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        settings, data = dict(stored["identity"]["settings"]), stored["identity"]["source"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise FileExistsError(f"{path} can't be read ({error}): name another folder, or remove this one.") from error
     if stored["identity"] == identity:
         return
-    mine, theirs = ({**side["settings"], "data": side["source"]} for side in (identity, stored["identity"]))
+    mine, theirs = {**identity["settings"], "data": identity["source"]}, {**settings, "data": data}
     differing = [key for key in mine if mine[key] != theirs.get(key)]
     what = "an unfinished run" if is_new else "pairs"
     raise FileExistsError(
@@ -263,11 +273,14 @@ def _start(folder: Path, identity: dict, chunks: list[Chunk], source: dict[str, 
 def _missing(chunks: list[Chunk], parts: Path, whole: Path | None) -> list[Chunk]:
     wanted = chunks
     if whole is not None:  # only chunks with a row that failed
-        failed = set()
+        failed: dict[str, list[int]] = {}
         for table in iterate_manifest(whole / MANIFEST_FILE, ["split", "row", "verdict"]):
-            failed |= {(x["split"], x["row"]) for x in table.to_pylist() if x["verdict"] in UNFINISHED}
-        rows = {split: [row for name, row in failed if name == split] for split, _ in failed}
-        wanted = [c for c in chunks if any(c.start <= row < c.stop for row in rows.get(c.split, []))]
+            for line in table.to_pylist():
+                if line["verdict"] in UNFINISHED:
+                    failed.setdefault(line["split"], []).append(line["row"])
+        # Rows stand in order: the first failed one from a chunk's start on tells.
+        rows = {split: [*numbers, sys.maxsize] for split, numbers in failed.items()}
+        wanted = [c for c in chunks if c.split in rows and rows[c.split][bisect_left(rows[c.split], c.start)] < c.stop]
     return [chunk for chunk in wanted if not chunk.part_file(parts).is_file()]
 
 
