@@ -155,6 +155,11 @@ def test_without_gradio_the_message_says_how_to_install_it(tmp_path):
         ("/file=/etc/passwd", False),
         ("/gradio_api/upload", False),
         ("/gradio_api/proxy=http://127.0.0.1:1/", False),
+        ("/gradio_api/process_recording", False),
+        ("/gradio_api/call/accept", False),
+        ("/gradio_api/profiling/summary", False),
+        ("/gradio_api/heartbeat/abc", True),
+        ("/monitoring/summary", False),
     ],
 )
 def test_the_guard_lets_only_the_pages_own_files_through(tmp_path, path, allowed):

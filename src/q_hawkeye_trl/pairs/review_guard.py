@@ -7,7 +7,23 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 _FILE = "/gradio_api/file="
-_REFUSED = ("/gradio_api/upload", "/gradio_api/proxy=", "/gradio_api/deep_link", "/monitoring", "/proxy=", "/upload")
+_API = "/gradio_api"
+# Of the many routes there (uploads, proxying, recordings, calls by name, profiling, editing of the page, …).
+_NEEDED = tuple(
+    f"{_API}/{name}"
+    for name in (
+        "app_id",
+        "cancel",
+        "heartbeat/",
+        "info",
+        "login_check",
+        "queue/",
+        "reset",
+        "startup-events",
+        "theme.css",
+    )
+)
+_REFUSED = ("/login", "/logout", "/monitoring", "/proxy=", "/upload")
 _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; frame-ancestors 'none'"
@@ -16,8 +32,8 @@ _POLICY = (
 
 class OnlyThePage:
     """
-    ASGI middleware: refuses uploads, proxying and every file outside the page's own copies of pictures, and tells the
-    browser to load nothing from elsewhere.
+    ASGI middleware: lets through the routes that the page needs, of files the page's own copies of pictures alone, and
+    tells the browser to load nothing from elsewhere.
 
     Args:
         app (`Callable`):
@@ -89,11 +105,9 @@ class OnlyThePage:
             `bool`
         """
         path = unquote(path)
-        if path.startswith(_REFUSED):
-            return False
-        if "file=" in path or "/file/" in path:
-            if not path.startswith(_FILE):
-                return False
+        if path.startswith(_FILE):
             target = os.path.realpath(path.removeprefix(_FILE))
             return os.path.commonpath([self.cache, target]) == self.cache
-        return True
+        if "file=" in path or "/file/" in path:
+            return False
+        return path.startswith(_NEEDED) if path.startswith(_API) else not path.startswith(_REFUSED)
