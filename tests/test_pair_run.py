@@ -387,6 +387,10 @@ def test_rejected_pairs_lose_their_view_and_all_others_stay(reviewed, tmp_path):
     assert summary.unused_decisions == 0
     line = read_manifest(tmp_path / "out").to_pylist()[1]
     assert (line["kept"], line["decision"], line["degraded_file_hash"]) == (False, "reject", None)
+    own_card = (tmp_path / "out" / "README.md").read_text().split("## The data that they were made of")[0]
+    assert "| rejected | drop |" in own_card
+    assert "| degradations |" not in own_card  # the settings' defaults, which made none of these pairs
+    assert "> | degradations | jpeg@3, darken@2 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("start", ["pairs", "data"])

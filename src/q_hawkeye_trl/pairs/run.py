@@ -34,6 +34,7 @@ from .source import SINGLE, open_source
 from .workers import Job, work
 
 RUN_FILE = "pairs.json"
+_OF_DECISIONS = ("decisions", "rejected", "second", "mild_ssim", "mild_psnr", "drop_mild")  # what acts on ready pairs
 _FORMAT = 1
 
 
@@ -196,7 +197,7 @@ def _check_request(data: Path, source: dict[str, Dataset], settings: PairSetting
     if unknown:
         known = f"its splits are {', '.join(source)}" if SINGLE not in source else "it has no splits"
         raise ValueError(f"{data} has no split {', '.join(unknown)}; {known}.")
-    with_pairs = [name for name, split in source.items() if "degraded_image" in split.column_names]
+    with_pairs = _has_pairs(source)
     if with_pairs and settings.decisions is None:
         raise ValueError(
             f"{data} has a `degraded_image` column already, which would be overwritten: name the data without pairs, "
@@ -215,7 +216,14 @@ def _check_request(data: Path, source: dict[str, Dataset], settings: PairSetting
 def _identity(whole: dict[str, Dataset], source: dict[str, Dataset], settings: PairSettings) -> dict:
     # Fingerprints of the whole splits: `select` draws one of its own.
     splits = {name: {"rows": len(source[name]), "fingerprint": split._fingerprint} for name, split in whole.items()}
-    return {"format": _FORMAT, "settings": settings.identity(), "source": splits}
+    described = settings.identity()
+    if _has_pairs(whole):  # which keep their degradations and seeds
+        described = {name: described[name] for name in _OF_DECISIONS}
+    return {"format": _FORMAT, "settings": described, "source": splits}
+
+
+def _has_pairs(source: dict[str, Dataset]) -> bool:
+    return any("degraded_image" in split.column_names for split in source.values())
 
 
 def _is_taken(out: Path) -> bool:
