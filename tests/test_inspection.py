@@ -109,6 +109,7 @@ def test_faulty_files_are_told_apart_and_named(folder, journal, tmp_path):
     }
     assert all(finding.reason for finding in found if finding.fault)
     assert "truncated" in found[1].reason.lower()
+    assert found[4].reason == "cannot identify image file"
     assert "10000 x 10000 pixels" in found[3].reason
     assert str(tmp_path / "outside.png") in found[8].reason
 
