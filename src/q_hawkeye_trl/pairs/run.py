@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset
 
-from ..data.arrow_folder import refuse_inside
+from ..data.arrow_folder import refuse_inside, sync_folder, write_text
 from .card import card_text
 from .chunks import (
     PARTS,
@@ -25,9 +25,7 @@ from .chunks import (
     remove_folder,
     remove_leftovers,
     write_dataset_files,
-    write_whole,
 )
-from .journal import fsync_folder
 from .manifest import MANIFEST_FILE, UNFINISHED, iterate_manifest, read_manifest, write_records
 from .settings import PairSettings
 from .source import SINGLE, open_source
@@ -142,7 +140,7 @@ def make_pairs(
             _finish(folder, source, chunks, parts, identity, data)
         if is_new:
             os.rename(folder, out)
-            fsync_folder(out.parent)
+            sync_folder(out.parent)
         remove_folder(out / parts.name)
     return summarize(out, made, settings)
 
@@ -272,7 +270,7 @@ def _start(folder: Path, identity: dict, chunks: list[Chunk], source: dict[str, 
     elif not (folder / RUN_FILE).is_file():
         names = ("q-hawkeye-trl", "numpy", "pillow", "scipy", "scikit-image", "datasets")
         run = {"identity": identity, "versions": {name: version(name) for name in names}}
-        write_whole(folder / RUN_FILE, json.dumps(run, indent=2) + "\n")
+        write_text(folder / RUN_FILE, json.dumps(run, indent=2) + "\n")
     for path in (parts, *(folder / name for name in source)):
         path.mkdir(exist_ok=True)
     return parts
@@ -303,10 +301,10 @@ def _finish(
         fingerprint = hashlib.sha256(f"{lines}/{name}".encode()).hexdigest()[:16]
         write_dataset_files(folder, name, split, own, fingerprint)
     if SINGLE not in source:
-        write_whole(folder / "dataset_dict.json", json.dumps({"splits": list(source)}) + "\n")
+        write_text(folder / "dataset_dict.json", json.dumps({"splits": list(source)}) + "\n")
     card = data / "README.md"
     source_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
-    write_whole(folder / "README.md", card_text(folder / MANIFEST_FILE, identity["settings"], source_card))
+    write_text(folder / "README.md", card_text(folder / MANIFEST_FILE, identity["settings"], source_card))
 
 
 def _merged(folder: Path, chunks: list[Chunk], parts: Path) -> Iterator[pa.Table]:
