@@ -93,6 +93,6 @@ def test_text_is_whole_or_not_there(tmp_path):
     write_text(tmp_path / "a.txt", "two \udcff")
     assert (tmp_path / "a.txt").read_text() == "two \\udcff"
     (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(IsADirectoryError):
         write_text(tmp_path / "taken", "text")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "taken"]

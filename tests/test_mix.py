@@ -35,7 +35,10 @@ def _ids(folder, split):
     return load_from_disk(folder)[split]["image_id"][:]
 
 
-def test_sets_alternate_in_proportion_and_nothing_is_lost(tmp_path):
+@pytest.mark.parametrize(("shard", "batch"), [(2000, 64), (13, 5)])
+def test_sets_alternate_in_proportion_and_nothing_is_lost(tmp_path, monkeypatch, shard, batch):
+    monkeypatch.setattr("q_hawkeye_trl.data.mix._SHARD_ROWS", shard)
+    monkeypatch.setattr("q_hawkeye_trl.data.mix._BATCH_ROWS", batch)
     a, b = _set(tmp_path, "a", 50), _set(tmp_path, "b", 100, first=1000, embed=True)
     result = mix([a, b], tmp_path / "out")
     data = load_from_disk(tmp_path / "out")
