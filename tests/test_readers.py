@@ -24,6 +24,7 @@ from iqa_layouts import (
     write_tid,
 )
 from q_hawkeye_trl.data.readers import READERS
+from q_hawkeye_trl.data.readers.files import cell_text
 from q_hawkeye_trl.data.readers.labels import FileIndex, parse_number
 from q_hawkeye_trl.data.readers.photographs import SPAQ_FILE
 
@@ -401,3 +402,10 @@ def test_cells_without_a_number_are_no_score(value):
 )
 def test_cells_with_a_number(value, number):
     assert parse_number(value) == number
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"), [(1600, "1600"), (1600.0, "1600"), (0.5, "0.5"), (" a ", "a"), (None, ""), ("1600.0", "1600.0")]
+)
+def test_whole_numbers_of_a_sheet_are_names_without_a_point(cell, text):
+    assert cell_text(cell) == text
