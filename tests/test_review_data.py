@@ -200,3 +200,14 @@ def test_the_guard_knows_by_which_name_it_is_called(tmp_path, headers, allowed):
     hosts = ("127.0.0.1", "localhost", "::1")
     assert OnlyThePage(None, tmp_path, hosts).is_called_by_name(headers) == allowed
     assert OnlyThePage(None, tmp_path).is_called_by_name(headers)
+
+
+def test_the_guard_answers_foreign_names_itself(tmp_path):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/", "headers": [(b"host", b"evil.example")]}
+    asyncio.run(OnlyThePage(None, tmp_path, ("127.0.0.1",))(scope, None, send))  # there is no application to ask
+    assert sent[0]["status"] == 403
