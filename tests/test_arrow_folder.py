@@ -76,7 +76,7 @@ def test_the_folder_appears_in_one_step_and_the_rest_goes(tmp_path):
 
 def test_what_stands_there_is_never_replaced(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(FileExistsError, match="file is not empty"):
+    with pytest.raises(FileExistsError, match="file is a file"):
         WorkFolder(tmp_path / "file")
     with WorkFolder(tmp_path / "out") as work:
         data = work.data("new")
@@ -92,4 +92,7 @@ def test_text_is_whole_or_not_there(tmp_path):
     write_text(tmp_path / "a.txt", "one")
     write_text(tmp_path / "a.txt", "two \udcff")
     assert (tmp_path / "a.txt").read_text() == "two \\udcff"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path / "taken", "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "taken"]

@@ -119,6 +119,9 @@ def test_variances_in_place_of_standard_deviations_are_seen():
         check_labels(_labels(rows(statistics.stdev(raters), None), ends=(0, 100)))
     with pytest.raises(ValueError, match=r"line 1 \(1\): no opinions of 0 to 100 have .* of 361, and 1 of 2 rows"):
         check_labels(_labels(rows(19.0, 361.0), ends=(0, 100)))
+    check_labels(_labels(rows(100 / math.sqrt(2)), ends=(0, 100)))  # the widest there is
+    with pytest.raises(ValueError, match=r"are beyond 70\.71: are they variances"):
+        check_labels(_labels(rows(71.0), ends=(0, 100)))
     check_labels(_labels(rows(361.0)))  # nothing is known about the scale
 
 

@@ -4,6 +4,7 @@ import struct
 import unicodedata
 import zlib
 
+import PIL
 import pytest
 from datasets import Dataset
 from datasets import Image as ImageFeature
@@ -108,6 +109,7 @@ def test_faulty_files_are_told_apart_and_named(folder, journal, tmp_path):
     }
     assert all(finding.reason for finding in found if finding.fault)
     assert "truncated" in found[1].reason.lower()
+    assert found[4].reason == "cannot identify image file"
     assert "10000 x 10000 pixels" in found[3].reason
     assert str(tmp_path / "outside.png") in found[8].reason
 
@@ -171,6 +173,22 @@ def test_a_half_written_line_costs_that_line_only(folder, journal, damage):
     lines = journal.read_text().splitlines()
     assert len(lines) == 4  # header and three findings: nothing twice, nothing broken
     assert _inspect(paths, folder, journal) == first
+
+
+def test_findings_of_another_pillow_are_dropped(folder, journal):
+    write_image(folder / "a.png", 1)
+    first = _inspect([folder / "a.png"], folder, journal)
+    header, finding = journal.read_text().splitlines()
+    journal.write_text(
+        header.replace(PIL.__version__, "1.0") + "\n" + finding.replace(first[0].pixels, "0" * 32) + "\n"
+    )
+    assert _inspect([folder / "a.png"], folder, journal) == first
+
+
+def test_a_folder_whose_name_begins_alike_is_outside(folder, journal):
+    other = folder.with_name(folder.name + "-other")
+    write_image(other / "a.png", 1)
+    assert _inspect([other / "a.png"], folder, journal)[0].fault == "outside"
 
 
 def test_images_inside_tables(tmp_path, journal):

@@ -4,9 +4,13 @@ import statistics
 import numpy as np
 import pytest
 from datasets import Image as ImageFeature
+from datasets import load_from_disk
 from PIL import Image
 
+from iqa_layouts import write_images
 from q_hawkeye_trl.data.koniq import SCORES_FILE, SETS_FILE, SPLITS, load_koniq, read_koniq_labels
+from q_hawkeye_trl.data.prepare import prepare
+from q_hawkeye_trl.data.readers import READERS
 from q_hawkeye_trl.data.scales import KONIQ_SCALES, koniq_mos, mean_opinion, min_max
 from q_hawkeye_trl.text import quality_messages
 
@@ -68,6 +72,10 @@ def _all(folder, **options):
 
 
 # --- scales ---
+
+
+def _reference_std(counts):
+    return statistics.pstdev([k for k, count in enumerate(counts, 1) for _ in range(count)])
 
 
 def _reference_mean(counts):
@@ -211,6 +219,15 @@ def test_the_drawn_split_follows_the_seed_and_not_the_order_of_the_file(many):
     assert [sorted(part) for part in _names(many, 0)] == [sorted(part) for part in names]
 
 
+def test_the_drawn_split_is_that_of_prepare(tmp_path):
+    rows = [(name, counts, score, _reference_std(counts), split) for name, counts, score, _, split in MANY]
+    folder = _koniq(tmp_path / "koniq", rows, scores=True)
+    write_images(folder / "1024x768", [row[0] for row in rows])  # no two with the same pixels
+    prepare(READERS["koniq10k"](folder), tmp_path / "out", seed=3)
+    prepared = load_from_disk(tmp_path / "out")
+    assert [sorted(part) for part in _names(folder, 3)] == [sorted(part["image_id"]) for part in prepared.values()]
+
+
 # --- what is refused ---
 
 
@@ -291,6 +308,12 @@ def test_a_bad_cell_is_named_by_line_and_column(tmp_path, scores, column, value,
     _write(tmp_path / (SCORES_FILE if scores else SETS_FILE), columns, rows)
     with pytest.raises(ValueError, match=rf"line 6.*{message}"):
         load_koniq(tmp_path)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / SETS_FILE).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=f"{SETS_FILE} is not UTF-8 text"):
+        read_koniq_labels(tmp_path / SETS_FILE)
 
 
 def test_a_short_row_is_named(tmp_path):

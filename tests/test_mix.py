@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, Features, concatenate_datasets, load_from_disk
@@ -10,6 +12,8 @@ from q_hawkeye_trl.data.mix import mix
 from q_hawkeye_trl.data.prepare import prepare
 from q_hawkeye_trl.data.readers import READERS
 from q_hawkeye_trl.data.readers.table import TableColumns
+from q_hawkeye_trl.pairs.run import make_pairs
+from q_hawkeye_trl.pairs.settings import PairSettings
 
 
 def _set(tmp_path, name, count, first=0, embed=False):
@@ -31,7 +35,10 @@ def _ids(folder, split):
     return load_from_disk(folder)[split]["image_id"][:]
 
 
-def test_sets_alternate_in_proportion_and_nothing_is_lost(tmp_path):
+@pytest.mark.parametrize(("shard", "batch"), [(2000, 64), (13, 5)])
+def test_sets_alternate_in_proportion_and_nothing_is_lost(tmp_path, monkeypatch, shard, batch):
+    monkeypatch.setattr("q_hawkeye_trl.data.mix._SHARD_ROWS", shard)
+    monkeypatch.setattr("q_hawkeye_trl.data.mix._BATCH_ROWS", batch)
     a, b = _set(tmp_path, "a", 50), _set(tmp_path, "b", 100, first=1000, embed=True)
     result = mix([a, b], tmp_path / "out")
     data = load_from_disk(tmp_path / "out")
@@ -97,6 +104,25 @@ def test_the_same_command_twice_does_nothing(tmp_path):
     assert mix(folders, tmp_path / "out").existed
     with pytest.raises(FileExistsError, match="made with another mix"):
         mix(folders[::-1], tmp_path / "out")
+
+
+def test_views_that_were_made_anew_are_another_mix(tmp_path):
+    a, b = _set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=500)
+    for strength, folder in (("jpeg@4", "pairs"), ("jpeg@5", "other")):
+        make_pairs(a, tmp_path / folder, PairSettings(degradations=[strength]), progress=False)
+    mix([tmp_path / "pairs", b], tmp_path / "out")
+    assert mix([tmp_path / "pairs", b], tmp_path / "out").existed
+    shutil.rmtree(tmp_path / "pairs")
+    (tmp_path / "other").rename(tmp_path / "pairs")
+    with pytest.raises(FileExistsError, match="made with another rows"):
+        mix([tmp_path / "pairs", b], tmp_path / "out")
+
+
+def test_a_mix_does_not_lie_in_one_of_its_sets(tmp_path):
+    a, b = _set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=500)
+    with pytest.raises(ValueError, match=r"lies in .*b, which is only read"):
+        mix([a, b], b / "mix")
+    assert not (b / "mix.partial").exists()
 
 
 def test_what_can_not_be_mixed_is_refused(tmp_path):

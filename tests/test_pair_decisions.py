@@ -107,6 +107,12 @@ def test_a_full_disk_leaves_the_lines_before(tmp_path, monkeypatch):
     assert read_decisions(path) == {A: "accept"}
 
 
+def test_a_line_that_is_no_verdict_is_named(tmp_path):
+    (tmp_path / "v.jsonl").write_text('{"judge": "another"}\n{"judge": "a", "pixel_hash": "x"}\n')
+    with pytest.raises(ValueError, match=r"v\.jsonl, line 2: a verdict without 'degraded_pixel_hash'"):
+        VerdictStore(tmp_path / "v.jsonl", "a")
+
+
 def test_verdicts_are_kept_by_judge(tmp_path):
     path = tmp_path / "v.jsonl"
     store = VerdictStore(path, "judge-a")

@@ -18,7 +18,15 @@ from pair_sets import dataset, picture, save
 from q_hawkeye_trl.data.degradations import pixel_hash
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.pairs.journal import read_lines
-from q_hawkeye_trl.pairs.judge import JUDGE_PROMPT, JudgeError, JudgeSettings, Verdict, build_judge, parse_verdict
+from q_hawkeye_trl.pairs.judge import (
+    FAILURES_IN_A_ROW,
+    JUDGE_PROMPT,
+    JudgeError,
+    JudgeSettings,
+    Verdict,
+    build_judge,
+    parse_verdict,
+)
 from q_hawkeye_trl.pairs.manifest import read_manifest
 from q_hawkeye_trl.pairs.run import make_pairs
 from q_hawkeye_trl.pairs.settings import PairSettings
@@ -304,6 +312,22 @@ def test_a_checkpoint_judges(tmp_path):
     assert all(line["kept"] for line in lines)
 
 
+def test_a_checkpoint_that_fails_on_a_pair_does_not_end_the_run(tmp_path, monkeypatch):
+    from transformers import AutoProcessor
+
+    kind = type(AutoProcessor.from_pretrained(str(demo_policy_path())))
+
+    def refuse(self, *arguments, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(kind, "__call__", refuse)
+    data = save(tmp_path / "data", dataset([picture(n, (112, 84)) for n in range(2)]))
+    judge = JudgeSettings(str(demo_policy_path()))
+    summary = make_pairs(data, tmp_path / "out", PairSettings(judge=judge, degradations=["jpeg@5"]), progress=False)
+    assert summary.verdicts == {"unjudged": 2}
+    assert "RuntimeError: out of memory" in summary.problems[0][2]
+
+
 def test_a_checkpoints_words_count(monkeypatch):
     from transformers import AutoProcessor
 
@@ -311,3 +335,26 @@ def test_a_checkpoints_words_count(monkeypatch):
     kind = type(AutoProcessor.from_pretrained(str(demo_policy_path())))
     monkeypatch.setattr(kind, "batch_decode", lambda self, *arguments, **options: [SAME])
     assert judge(picture(0, (112, 84)), picture(1, (112, 84))) == Verdict(False, SAME)
+
+
+def test_a_judge_is_given_up_after_so_many_failures_in_a_row_and_not_before(monkeypatch):
+    asked, answers = [], iter([*[None] * (FAILURES_IN_A_ROW - 1), True, *[None] * FAILURES_IN_A_ROW, True])
+
+    def ask(original, view):
+        asked.append(1)
+        if next(answers) is None:
+            raise JudgeError("broken")
+        return Verdict(True, "different")
+
+    monkeypatch.setattr("q_hawkeye_trl.pairs.judge._endpoint", lambda settings: ask)
+    judge = build_judge(JudgeSettings("m", "http://127.0.0.1:1/v1"))
+    for _ in range(FAILURES_IN_A_ROW - 1):
+        with pytest.raises(JudgeError, match="broken"):
+            judge(picture(0), picture(1))
+    assert judge(picture(0), picture(1)).different  # which starts the count anew
+    for _ in range(FAILURES_IN_A_ROW):
+        with pytest.raises(JudgeError, match="broken"):
+            judge(picture(0), picture(1))
+    with pytest.raises(JudgeError, match="not asked"):
+        judge(picture(0), picture(1))
+    assert len(asked) == 2 * FAILURES_IN_A_ROW

@@ -254,6 +254,34 @@ def test_a_second_run_only_tries_what_failed_and_ends_like_an_unbroken_one(tmp_p
     assert load_from_disk(str(tmp_path / "out"))._fingerprint != old  # caches of `datasets` must not serve old rows
 
 
+def test_only_chunks_of_failed_rows_are_tried_again(tmp_path):
+    images = {name: [tmp_path / f"{name}{n}.png" for n in range(17)] for name in ("train", "test")}
+    for n, file in enumerate(file for files in images.values() for file in files):
+        picture(n, (24, 16)).save(file)
+    for file in (images["train"][4], images["train"][7], images["train"][16], images["test"][3]):
+        file.unlink()
+    data = save(tmp_path / "data", DatasetDict({name: dataset(files) for name, files in images.items()}))
+    assert make(data, tmp_path / "out", degradations=["darken"]).unfinished == 4
+    assert make(data, tmp_path / "out", degradations=["darken"]).made == 4 + 1 + 4  # rows 4 to 7, 16, 0 to 3
+
+
+def test_a_view_that_can_not_be_made_loses_one_pair_and_not_the_run(tmp_path):
+    wide = np.zeros((2, 65_501, 3), np.uint8)  # one more than JPEG can hold
+    data = save(tmp_path / "data", dataset([Image.fromarray(wide), picture(1)]))
+    summary = make(data, tmp_path / "out", degradations=["jpeg"])
+    assert summary.verdicts == {"ok": 1, "error": 1}
+    assert "jpeg can't be applied to an image of 65501 x 2 pixels" in summary.problems[0][2]
+    assert [view is None for view in views_of(tmp_path / "out").values()] == [True, False]
+    (line, _) = read_manifest(tmp_path / "out").to_pylist()
+    assert (line["width"], line["height"]) == (65_501, 2)
+    # where only the second degradation fails the first view stays
+    make(data, tmp_path / "second", degradations=["darken@1"], second=["jpeg"], mild_ssim=-1, mild_psnr=0)
+    (line, other) = read_manifest(tmp_path / "second").to_pylist()
+    assert (line["verdict"], line["operation"], line["kept"]) == ("too_mild", "darken@1", True)
+    assert "jpeg can't be applied" in line["error"]
+    assert other["operation"] == "darken@1+jpeg"
+
+
 @pytest.mark.parametrize("moment", ["write_records", "write_dataset_files", "card_text", "os.rename"])
 def test_a_run_killed_while_it_finishes_goes_on(tmp_path, monkeypatch, moment):
     data = save(tmp_path / "data", dataset([picture(n) for n in range(6)]))
@@ -359,6 +387,10 @@ def test_rejected_pairs_lose_their_view_and_all_others_stay(reviewed, tmp_path):
     assert summary.unused_decisions == 0
     line = read_manifest(tmp_path / "out").to_pylist()[1]
     assert (line["kept"], line["decision"], line["degraded_file_hash"]) == (False, "reject", None)
+    own_card = (tmp_path / "out" / "README.md").read_text().split("## The data that they were made of")[0]
+    assert "| rejected | drop |" in own_card
+    assert "| degradations |" not in own_card  # the settings' defaults, which made none of these pairs
+    assert "> | degradations | jpeg@3, darken@2 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("start", ["pairs", "data"])
@@ -427,9 +459,31 @@ def test_nothing_is_overwritten(tmp_path):
     make(data, tmp_path / "pairs")
     with pytest.raises(ValueError, match="`degraded_image` column already"):
         make(tmp_path / "pairs", tmp_path / "again")
+    with pytest.raises(ValueError, match=r"lies in .*data, which is only read"):
+        make(data, data / "pairs")
     (tmp_path / "empty").mkdir()
     make(data, tmp_path / "empty")
     assert views_of(tmp_path / "empty")
+
+
+def test_a_limit_does_not_hide_that_the_data_are_others(tmp_path):
+    for name, first in (("a", 0), ("b", 10)):
+        save(tmp_path / name, dataset([picture(n) for n in range(first, first + 3)]))
+    make(tmp_path / "a", tmp_path / "out", limit=2)
+    assert make(tmp_path / "a", tmp_path / "out", limit=2).made == 0
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "b").rename(tmp_path / "a")
+    with pytest.raises(FileExistsError, match=r"other settings \(data\)"):
+        make(tmp_path / "a", tmp_path / "out", limit=2)
+
+
+def test_a_broken_record_is_named(tmp_path):
+    data = save(tmp_path / "data", dataset([picture(0)]))
+    make(data, tmp_path / "out")
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "out" / "pairs.json").write_text(text)
+        with pytest.raises(FileExistsError, match=r"pairs\.json can't be read"):
+            make(data, tmp_path / "out")
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path):

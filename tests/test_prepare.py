@@ -278,6 +278,56 @@ def test_the_same_command_twice_does_nothing_and_another_is_refused(kadid, tmp_p
         _kadid(kadid, tmp_path / "out")
 
 
+def test_options_of_a_reader_make_another_command(tmp_path):
+    root = tmp_path / "mine"
+    write_rows(
+        root / "t.csv",
+        ["name", "image", "other", "mos"],
+        [(f"a{n}_b.png", f"{n}.png", f"o{n}.png", n) for n in (1, 2)],
+    )
+    write_images(root, ["1.png", "2.png", "o1.png", "o2.png"])
+
+    def read(image="image", pattern="^(a)"):
+        options = {"direction": "higher", "ends": (1, 5), "name": "mine", "reference_pattern": pattern}
+        return READERS["table"](root, labels="t.csv", columns=TableColumns(image=image, image_id="name"), **options)
+
+    prepare(read(), tmp_path / "out")
+    assert prepare(read(), tmp_path / "out").existed
+    for other in (read(image="other"), read(pattern="^(a[0-9])")):
+        with pytest.raises(FileExistsError, match="made with another rows"):
+            prepare(other, tmp_path / "out")
+
+
+def test_a_stricter_command_is_not_content_with_what_a_laxer_one_made(kadid, tmp_path):
+    (kadid / "images" / NAMES[0]).unlink()
+    _kadid(kadid, tmp_path / "out", allowed={"missing": 1})
+    assert _kadid(kadid, tmp_path / "out", allowed={"missing": 1}).existed
+    with pytest.raises(FileExistsError, match="does not permit \\(1 missing"):
+        _kadid(kadid, tmp_path / "out")
+
+
+def test_a_record_of_another_program_is_no_record_of_ours(kadid, tmp_path):
+    (tmp_path / "out").mkdir()
+    for text in ("[]", "{}", '{"request": 3}', "{"):
+        (tmp_path / "out" / "prepare.json").write_text(text)
+        with pytest.raises(FileExistsError, match="is not empty"):
+            _kadid(kadid, tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file is a file"):
+        _kadid(kadid, tmp_path / "file")
+
+
+def test_the_result_does_not_lie_in_the_folder_of_the_labels(tmp_path):
+    root = tmp_path / "mine"
+    write_rows(root / "data" / "train.csv", ["image", "mos"], [("1.png", 1), ("2.png", 2)])
+    write_images(root, ["1.png", "2.png"])
+    labels = READERS["table"](root, labels="data", direction="higher", ends=(1, 5), name="mine")
+    with pytest.raises(ValueError, match=r"lies in .*data, which is only read"):
+        prepare(labels, root / "data" / "out")
+    assert os.listdir(root / "data") == ["train.csv"]
+    prepare(labels, root / "out")  # beside the images is fine
+
+
 def test_one_run_at_a_time(kadid, tmp_path):
     with WorkFolder(tmp_path / "out"), pytest.raises(BlockingIOError, match="another run is making"):
         _kadid(kadid, tmp_path / "out")

@@ -24,6 +24,7 @@ from iqa_layouts import (
     write_tid,
 )
 from q_hawkeye_trl.data.readers import READERS
+from q_hawkeye_trl.data.readers.files import cell_text
 from q_hawkeye_trl.data.readers.labels import FileIndex, parse_number
 from q_hawkeye_trl.data.readers.photographs import SPAQ_FILE
 
@@ -167,7 +168,7 @@ def test_kadid_columns_and_cells_are_checked(tmp_path):
     with pytest.raises(ValueError, match=r"dmos\.csv: the columns var are missing, found dist_img, ref_img, dmos"):
         READERS["kadid10k"](tmp_path)
     write_kadid(tmp_path, [("a.png", "b.png", 3, -0.1)])
-    with pytest.raises(ValueError, match=r"line 2: `var` must be at least 0"):
+    with pytest.raises(ValueError, match=r"line 2: `var` must be a number of at least 0"):
         READERS["kadid10k"](tmp_path)
     write_kadid(tmp_path, [("../a.png", "b.png", 3, 0.1)])
     with pytest.raises(ValueError, match=r"line 2: expected a plain file name, got '\.\./a\.png'"):
@@ -227,6 +228,14 @@ def test_livec_leaves_out_the_practice_images_unless_asked(tmp_path):
     assert len(everything.rows) == 9
     assert all(Path(row.image).is_file() for row in everything.rows)
     assert "trainingImages" in everything.rows[0].image
+
+
+def test_livec_without_practice_images_loses_no_image(tmp_path):
+    rows = [row for row in LIVEC if not row[0].startswith("t")]
+    write_livec(tmp_path, rows)
+    labels = READERS["livec"](tmp_path)
+    assert [row.image_id for row in labels.rows] == [row[0] for row in rows]
+    assert "The 0 practice images" in labels.notes[0]
 
 
 def test_livec_files_must_belong_together(tmp_path):
@@ -393,3 +402,10 @@ def test_cells_without_a_number_are_no_score(value):
 )
 def test_cells_with_a_number(value, number):
     assert parse_number(value) == number
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"), [(1600, "1600"), (1600.0, "1600"), (0.5, "0.5"), (" a ", "a"), (None, ""), ("1600.0", "1600.0")]
+)
+def test_whole_numbers_of_a_sheet_are_names_without_a_point(cell, text):
+    assert cell_text(cell) == text

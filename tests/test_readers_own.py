@@ -217,6 +217,23 @@ def test_images_inside_a_table_are_taken_from_there(tmp_path, kind):
         assert [row.split for row in labels.rows] == ["train"] * 3 + ["test"] * 3
 
 
+def test_images_inside_a_parquet_file_of_another_library_are_read_too(tmp_path):
+    rows = [{"picture": {"bytes": _png(n), "path": f"{n}.png"}, "mos": 1.0 + n} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")  # no note for `datasets` in its schema
+    labels = _read(tmp_path, "t.parquet", columns=TableColumns(image="picture"), ends=(1, 5))
+    assert [row.image.read() for row in labels.rows] == [_png(n) for n in range(3)]
+    pq.write_table(pa.table({"image": [{"width": 3}], "mos": [1.0]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="column `image`: expected paths, or images as `datasets` stores them"):
+        _read(tmp_path, "t.parquet")
+
+
+def test_empty_spreads_and_scores_that_are_no_numbers(tmp_path):
+    (tmp_path / "t.csv").write_text('image,mos,s\na,1_0,\nb,"3,5",NaN\nc,4,0\nd,5,2\n')
+    labels = _read(tmp_path, "t.csv", columns=TableColumns(std="s"))
+    assert [row.score for row in labels.rows] == [None, None, 4, 5]  # no score, which `prepare` reports
+    assert [row.std for row in labels.rows] == [None, None, 0, 2]
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
@@ -226,7 +243,18 @@ def test_images_inside_a_table_are_taken_from_there(tmp_path, kind):
         ("file,mos\na.png,3\n", {}, "columns image are missing, found file, mos"),
         ("image,mos\n,3\n", {}, "line 2: column `image` has no path"),
         ("image,mos\n", {}, "there are no rows"),
-        ("image,mos,s\na,3,-1\n", {"columns": TableColumns(std="s")}, "line 2: column `s` must be at least 0"),
+        (
+            "image,mos,s\na,3,-1\n",
+            {"columns": TableColumns(std="s")},
+            "line 2: column `s` must be a number of at least 0",
+        ),
+        ("image,mos,s\na,3,x\n", {"columns": TableColumns(std="s")}, "line 2: column `s` must be .*, got 'x'"),
+        (
+            "image,mos,s\na,3,inf\n",
+            {"columns": TableColumns(variance="s")},
+            "line 2: column `s` must be .*, got 'inf'",
+        ),
+        ("image,mos,mos\na,3,4\n", {}, "more than one column mos: keep one"),
         ("image,mos,s\na,3,x\n", {"columns": TableColumns(split="s")}, "line 2: expected a split"),
         ("image,mos,s\na,3,test\nb,4,\n", {"columns": TableColumns(split="s")}, r"line 3 \(b\): there is no split"),
     ],

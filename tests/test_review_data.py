@@ -155,6 +155,11 @@ def test_without_gradio_the_message_says_how_to_install_it(tmp_path):
         ("/file=/etc/passwd", False),
         ("/gradio_api/upload", False),
         ("/gradio_api/proxy=http://127.0.0.1:1/", False),
+        ("/gradio_api/process_recording", False),
+        ("/gradio_api/call/accept", False),
+        ("/gradio_api/profiling/summary", False),
+        ("/gradio_api/heartbeat/abc", True),
+        ("/monitoring/summary", False),
     ],
 )
 def test_the_guard_lets_only_the_pages_own_files_through(tmp_path, path, allowed):
@@ -175,3 +180,34 @@ def test_the_guard_lets_only_the_pages_own_files_through(tmp_path, path, allowed
     assert sent[0]["status"] == (200 if allowed else 403)
     if allowed:
         assert b"default-src 'self'" in dict(sent[0]["headers"])[b"content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ([(b"host", b"127.0.0.1:7860")], True),
+        ([(b"host", b"localhost")], True),
+        ([(b"Host", b"[::1]:7860")], True),
+        ([(b"host", b"evil.example:7860")], False),  # a name that was made to point at this machine
+        ([(b"host", b"127.0.0.1.evil.example")], False),
+        ([(b"host", b"evil.example@127.0.0.1")], True),  # the part before @ is no host
+        ([(b"host", b"127.0.0.1"), (b"host", b"evil.example")], False),
+        ([(b"host", b"[::1")], False),
+        ([], False),
+    ],
+)
+def test_the_guard_knows_by_which_name_it_is_called(tmp_path, headers, allowed):
+    hosts = ("127.0.0.1", "localhost", "::1")
+    assert OnlyThePage(None, tmp_path, hosts).is_called_by_name(headers) == allowed
+    assert OnlyThePage(None, tmp_path).is_called_by_name(headers)
+
+
+def test_the_guard_answers_foreign_names_itself(tmp_path):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/", "headers": [(b"host", b"evil.example")]}
+    asyncio.run(OnlyThePage(None, tmp_path, ("127.0.0.1",))(scope, None, send))  # there is no application to ask
+    assert sent[0]["status"] == 403

@@ -88,7 +88,9 @@ def page(tmp_path):
         opened = context.new_page()
         opened.set_default_timeout(20_000)
         opened.asked = []
+        opened.refused = []
         opened.on("request", lambda request: opened.asked.append(request.url))
+        opened.on("response", lambda reply: opened.refused.append(reply.url) if reply.status == 403 else None)
         yield opened
         context.close()
 
@@ -153,6 +155,7 @@ def test_decide_reload_kill_resume(server, page):
 
     outside = [url for url in page.asked if not url.startswith((server.url, "data:", "blob:"))]
     assert outside == []
+    assert page.refused == []  # the guard lets all through that the page needs
 
 
 @pytest.mark.slow
@@ -248,6 +251,7 @@ def test_nothing_but_the_page_is_served_and_only_on_this_machine(server):
         assert status(f"/gradio_api/file={path}") == 403
     assert status("/gradio_api/file=http://127.0.0.1:1/a") == 403
     assert status("/gradio_api/upload", "POST", body=b"x") == 403
+    assert status("/", headers={"Host": f"evil.example:{server.port}"}) == 403
     listening = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
     port = f":{server.port:04X}"
     own = [line.split()[1] for line in listening.splitlines()[1:] if line.split()[1].endswith(port)]

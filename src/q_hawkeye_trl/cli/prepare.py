@@ -109,12 +109,12 @@ def _command(name: str) -> Callable[[Callable[..., dict[str, Any]]], None]:
     shared = inspect.signature(_shared).parameters
 
     def register(own: Callable[..., dict[str, Any]]) -> None:
+        """Makes a command of the set's own options and the shared ones."""
         parameters = {**shared, **inspect.signature(own).parameters}
 
         def run(**values: Any) -> None:
-            _prepare(
-                name, {key: values[key] for key in shared}, own(**{k: values[k] for k in values if k not in shared})
-            )
+            options = own(**{key: value for key, value in values.items() if key not in shared})
+            _prepare(name, {key: values[key] for key in shared}, options)
 
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             sorted(parameters.values(), key=lambda parameter: parameter.default is not inspect.Parameter.empty)

@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -92,8 +92,20 @@ def refuse_taken(out: Path) -> None:
     Raises:
         `FileExistsError`: `out` is a file or a folder that is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file, which is not overwritten: name another folder by --out.")
+    if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty and nothing in it is overwritten: name another folder by --out.")
+
+
+def refuse_inside(out: Path, inputs: Iterable[str | os.PathLike]) -> None:
+    """
+    Raises:
+        `ValueError`: `out` is one of the input folders or lies in one, which are only read.
+    """
+    for folder in map(Path, inputs):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{out} lies in {folder}, which is only read: name a folder outside of it by --out.")
 
 
 def write_split(folder: Path, split: str, shards: Sequence[Shard], features: Features, fingerprint: str) -> None:
@@ -143,13 +155,17 @@ def write_index(folder: Path, splits: Sequence[str]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    """Writes a text file, whole or not at all; it is on the disk when this returns."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

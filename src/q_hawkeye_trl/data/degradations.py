@@ -274,7 +274,8 @@ def view_seed(degradation_seed: int, pixel_hash: str, epoch: float) -> int:
         pixel_hash (`str`):
             What [`pixel_hash`] gives for the image.
         epoch (`float`):
-            Epoch at generation; its floor counts, so that every epoch brings a new view.
+            Epoch at generation; its floor counts, so that every epoch draws anew. The draw can fall on the same kind
+            again, and kinds without chance in them (all but noise and motion blur) then give the same view.
 
     Returns:
         `int`: In [0, 2^64).

@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-# What Pillow's decoders raise on broken files, beside OSError.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+# What Pillow's decoders raise on broken files; errors of ours, like a misspelt name, stay what they are.
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError),
+    *(AssertionError, struct.error, zlib.error),
+)
+"""Errors of Pillow on files that can't be decoded."""
 
 
 def load_image(image: str | os.PathLike | Image.Image) -> Image.Image:
@@ -38,7 +42,7 @@ def load_image(image: str | os.PathLike | Image.Image) -> Image.Image:
         opened = Image.open(path)
     except Image.DecompressionBombError as error:
         raise _too_large(path, error) from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise _broken(path, error) from error
     with opened:
         return _decoded(opened, path)
@@ -83,7 +87,7 @@ def _decoded(image: Image.Image, source: str | Path) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:
         raise _too_large(source, error) from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise _broken(source, error) from error
     try:
         return to_rgb(image)

@@ -234,4 +234,5 @@ def _decode(finding: Finding, source: str | io.BytesIO, name: str) -> Finding:
                 return finding._replace(pixels=pixel_hash(load_image(opened)))
         return finding._replace(pixels=pixel_hash(load_image(source)))
     except Exception as error:  # Pillow's decoders raise many kinds; whichever it is, the image can't be used
-        return finding._replace(fault="unreadable", reason=str(error).replace(repr(name), "it").replace(name, "it"))
+        reason = str(error).replace(f" {name!r}", "").replace(name, "it")  # the name stands before it anyway
+        return finding._replace(fault="unreadable", reason=reason)

@@ -18,15 +18,13 @@ from datasets import Dataset, Image
 from ..text import quality_messages
 from .named_images import name_images
 from .scales import koniq_mos, mean_opinion, spread_factor
-from .splits import draw_splits
+from .splits import draw_splits, image_key
 
 SETS_FILE = "koniq10k_distributions_sets.csv"
 """Label file with the official split: c1 to c5 are shares, MOS is the column of 0 to 100."""
 SCORES_FILE = "koniq10k_scores_and_distributions.csv"
 """Label file without a split: c1 to c5 are counts, MOS is the mean answer, MOS_zscore the column of 0 to 100."""
 SPLITS = ("training", "validation", "test")
-SPLIT_SIZES = (7058, 1000, 2015)
-"""Images of the official split; a split of our own keeps these proportions."""
 RESOLUTIONS = ("1024x768", "512x384")
 
 _COLUMNS = {
@@ -82,7 +80,8 @@ def load_koniq(
         resolution (`str`, *optional*):
             `"1024x768"` or `"512x384"`. By default the first of them that exists.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the random split that stands in for the official one where only the file without it is there.
+            Seed of the random split that stands in for the official one where only the file without it is there. It
+            is the split that `q-hawkeye prepare koniq10k` draws, which also keeps images of the same pixels together.
         allow_missing (`int`, *optional*, defaults to `0`):
             Number of the split's images that may be missing; they are left out with a warning.
 
@@ -143,6 +142,15 @@ def read_koniq_labels(path: str | os.PathLike) -> list[KoniqLabel]:
     path = Path(path)
     if path.name not in _COLUMNS:
         raise ValueError(f"{path}: expected a file named {' or '.join(_COLUMNS)}, which tells what its columns mean.")
+    try:
+        return _read_rows(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): fetch it again.") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} can't be read as CSV ({error}): fetch it again.") from error
+
+
+def _read_rows(path: Path) -> list[KoniqLabel]:
     labels: list[KoniqLabel] = []
     first: dict[str, int] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -234,8 +242,9 @@ def _splits(labels: list[KoniqLabel], seed: int) -> list[str | None]:
     if labels[0].split is not None:
         return [label.split for label in labels]
     warnings.warn(f"{SCORES_FILE} has no split: drawing one with seed {seed}, which is not the official one.")
-    drawn = draw_splits([label.name for label in labels], SPLIT_SIZES, seed)
-    return [SPLITS[drawn[label.name]] for label in labels]
+    keys = [image_key(label.name) for label in labels]
+    drawn = draw_splits(keys, seed=seed)
+    return [SPLITS[drawn[key]] for key in keys]
 
 
 def _present(rows: list[int], labels: list[KoniqLabel], images: Path, allow_missing: int) -> list[int]:

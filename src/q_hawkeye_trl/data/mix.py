@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 
-from .arrow_folder import Shard, WorkFolder, write_index, write_split, write_text
+from .arrow_folder import Shard, WorkFolder, refuse_inside, write_index, write_split, write_text
 from .card import mix_card
 from .faults import FAULTS, check_faults, split_faults, write_faults
 from .folder import read_folder
@@ -63,6 +63,7 @@ def mix(
         raise ValueError(f"Unknown faults {', '.join(sorted(unknown))}; known are {', '.join(FAULTS)}.")
     if len(inputs) < 2:
         raise ValueError("A mix needs at least two prepared folders.")
+    refuse_inside(Path(out), inputs)
     data = {os.path.abspath(path): _read(Path(path)) for path in inputs}
     if len(data) < len(inputs):
         raise ValueError("A mix names one folder twice.")
@@ -74,7 +75,7 @@ def mix(
     }
     features = _features([part for parts in splits.values() for part in parts])
     request = _request(data, splits)
-    done = finished(Path(out), request)
+    done = finished(Path(out), request, allowed or {})
     if done is not None:
         return done
     with WorkFolder(Path(out)) as work:
@@ -152,6 +153,8 @@ def _request(data: Mapping[str, Any], splits: Mapping[str, Sequence[_Part]]) -> 
     for parts in splits.values():
         for place, table in parts:
             digest = hashlib.sha256(repr(table.column_names).encode())
+            # The rest of the rows, degraded views above all: made anew by other settings, they are other data.
+            digest.update(table._fingerprint.encode())
             for key in ("image_id", "image_hash", "mos"):
                 for value in table.data.column(key).to_pylist():
                     digest.update(f"{value!r}\n".encode())

@@ -1,6 +1,9 @@
 """Images of a dataset whose errors name the file: `datasets` says that an image is broken, but not which."""
 
 from datasets import Dataset, Image, List
+from PIL.Image import DecompressionBombError
+
+from .images import BROKEN
 
 _IMAGE_COLUMNS = ("image", "images", "degraded_image", "degraded_images")
 
@@ -26,7 +29,7 @@ class NamedImage(Image):
         """
         try:
             return super().decode_example(value, token_per_repo_id)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on broken files
+        except (*BROKEN, DecompressionBombError) as error:
             source = value.get("path") or "an image embedded in the dataset"
             raise ValueError(
                 f"{source} is not a readable image ({error}): fetch the file again, or drop its row."

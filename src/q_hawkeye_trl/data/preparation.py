@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +41,7 @@ class Preparation:
     existed: bool = False
 
 
-def finished(out: Path, request: dict) -> Preparation | None:
+def finished(out: Path, request: dict, allowed: Mapping[str, int]) -> Preparation | None:
     """
     Tells whether the same command has made the folder already.
 
@@ -48,25 +50,35 @@ def finished(out: Path, request: dict) -> Preparation | None:
             The folder.
         request (`dict`):
             What the command asks for.
+        allowed (`Mapping[str, int]`):
+            How many faults of each kind it permits.
 
     Returns:
         [`Preparation`] or `None`: `None` where the folder is missing or empty.
 
     Raises:
-        `FileExistsError`: The folder holds something else.
+        `FileExistsError`: The folder holds something else, or was made with faults that are not permitted now.
     """
     try:
         record = json.loads((out / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        made = dict(record["request"])
+    except (OSError, ValueError, TypeError, KeyError):
         refuse_taken(out)
         return None
-    if record.get("request") != request:
-        changed = [key for key in request if record.get("request", {}).get(key) != request[key]]
+    if made != request:
+        changed = [key for key in request if made.get(key) != request[key]]
         raise FileExistsError(
             f"{out} was made with another {', '.join(changed) or 'request'}, and nothing in it is overwritten: name "
             "another folder by --out, or remove it."
         )
     faults = [Fault(*fault) for fault in record["faults"]]
+    counts = Counter(fault.kind for fault in faults)
+    over = [f"{count} {kind}" for kind, count in counts.items() if count > allowed.get(kind, 0)]
+    if over:
+        raise FileExistsError(
+            f"{out} was made with faults that this command does not permit ({', '.join(over)}; they are listed in "
+            f"{out / FAULTS_FILE}): permit them, name another folder by --out, or remove it."
+        )
     return Preparation(out, record["splits"], faults, record["notes"], existed=True)
 
 

@@ -13,13 +13,13 @@ import pyarrow as pa
 from datasets import Features, Value
 from datasets import Image as ImageFeature
 
-from .arrow_folder import Shard, WorkFolder, write_index, write_split, write_text
+from .arrow_folder import Shard, WorkFolder, refuse_inside, write_index, write_split, write_text
 from .card import prepared_card
 from .faults import FAULTS, Fault, check_faults, check_labels, row_faults, split_faults, write_faults
 from .inspection import Finding, Journal, inspect_images, read_image_file
 from .preparation import CARD_FILE, FAULTS_FILE, RECORD_FILE, Preparation, file_hash, finished
 from .readers.labels import EmbeddedImage, LabelRow, LabelSet
-from .splits import SHARES, SPLITS, draw_splits, join_groups
+from .splits import SHARES, SPLITS, draw_splits, image_key, join_groups
 
 FEATURES = Features(
     {
@@ -107,8 +107,10 @@ def prepare(
     unknown = set(allowed or ()) - set(FAULTS)
     if unknown:
         raise ValueError(f"Unknown faults {', '.join(sorted(unknown))}; known are {', '.join(FAULTS)}.")
-    out, request = Path(out), _request(labels, seed, shares, embed)
-    done = finished(out, request)
+    out = Path(out)
+    refuse_inside(out, [path for path in labels.files if path.is_dir()])
+    request = _request(labels, seed, shares, embed)
+    done = finished(out, request, allowed or {})
     if done is not None:
         return done
     check_labels(labels)
@@ -166,9 +168,18 @@ def _request(labels: LabelSet, seed: int, shares: Sequence[float], embed: bool) 
         "shares": list(shares),
         "embed": embed,
         "labels": {str(path): file_hash(path) for path in labels.files},
-        "rows": hashlib.sha256(repr([(row.image_id, row.score, row.std) for row in labels.rows]).encode()).hexdigest(),
+        "rows": _rows_hash(labels.rows),
         "versions": {name: version(name) for name in ("q-hawkeye-trl", "datasets", "pillow")},
     }
+
+
+def _rows_hash(rows: Sequence[LabelRow]) -> str:
+    """Over all that the rows say but their places: with the same label file, options of a reader can change it."""
+    digest = hashlib.sha256()
+    for row in rows:
+        image = row.image if isinstance(row.image, str) else row.image.label
+        digest.update(repr((row.image_id, image, *row[3:])).encode())
+    return digest.hexdigest()
 
 
 def _inspect(
@@ -241,7 +252,7 @@ def _repetition_notes(rows: Sequence[PreparedRow]) -> list[str]:
 def _keys(row: LabelRow, finding: Finding, references: Mapping[str, Finding]) -> list[str]:
     keys = [f"reference {row.reference}"] if row.reference is not None else []
     keys += [f"group {row.group}"] if row.group is not None else []
-    keys = keys or [f"image {row.image_id}"]
+    keys = keys or [image_key(row.image_id)]
     keys += [f"pixels {finding.pixels}"] if finding.pixels is not None else []
     original = references.get(row.reference) if row.reference is not None else None
     return keys + ([f"pixels {original.pixels}"] if original is not None and original.pixels is not None else [])

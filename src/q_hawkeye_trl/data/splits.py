@@ -38,6 +38,11 @@ def split_name(value: object, where: str) -> str:
     return name
 
 
+def image_key(image_id: str) -> str:
+    """Names the group of an image that belongs to no other one, as [`draw_splits`] takes it."""
+    return f"image {image_id}"
+
+
 def draw_splits(groups: Iterable[str], shares: Sequence[float] = SHARES, seed: int = 0) -> dict[str, int]:
     """
     Draws a split for each group. Shares count groups, not images; every split with a share gets one group at least

@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 
-from .journal import fsync_folder
+from ..data.arrow_folder import sync_folder, write_text
 from .making import Pair, SourceRow
 from .manifest import records_table, write_records
 
@@ -136,11 +136,10 @@ def write_chunk(
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        fsync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
-        raise OSError(
-            error.errno, f"{path} can't be written ({error.strerror or error}); what is done stays: run again"
-        ) from error
+        message = f"{path} can't be written ({error.strerror or error}); what is done stays: run again"
+        raise OSError(error.errno, message) if error.errno is not None else OSError(message) from error
     finally:
         partial.unlink(missing_ok=True)
     write_records(chunk.part_file(parts), [records_table(records)])
@@ -176,29 +175,7 @@ def write_dataset_files(folder: Path, split: str, source: Dataset, chunks: list[
         "_split": str(source.split) if source.split is not None else None,
     }
     info.write_to_directory(str(target))
-    write_whole(target / "state.json", json.dumps(state, indent=2) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """
-    Writes a text file so that it is there whole or not at all.
-
-    Args:
-        path (`Path`):
-            File to write or replace.
-        text (`str`):
-            What it is to hold.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        fsync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(target / "state.json", json.dumps(state, indent=2) + "\n")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..data.arrow_folder import sync_folder
+
 
 def append_line(path: str | os.PathLike, content: dict) -> None:
     """
@@ -36,7 +38,7 @@ def append_line(path: str | os.PathLike, content: dict) -> None:
             file.truncate(end)
             raise
     if is_new:
-        fsync_folder(Path(path).parent)
+        sync_folder(Path(path).parent)
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[dict]:
@@ -66,21 +68,6 @@ def read_lines(path: str | os.PathLike) -> Iterator[dict]:
             if not isinstance(content, dict):
                 raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:60]!r}; remove the line.")
             yield content
-
-
-def fsync_folder(folder: str | os.PathLike) -> None:
-    """
-    Makes new and renamed names of a folder durable.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            The folder.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _end_of_last_line(file) -> int:

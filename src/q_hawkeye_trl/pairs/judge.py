@@ -130,6 +130,7 @@ def _giving_up(asked: Judge) -> Judge:
     lock, failures = threading.Lock(), 0
 
     def judge(original: Image.Image, view: Image.Image) -> Verdict:
+        """Asks, unless too many pairs in a row have failed."""
         nonlocal failures
         if failures >= FAILURES_IN_A_ROW:
             raise JudgeError(f"not asked: the judge had failed on {FAILURES_IN_A_ROW} pairs in a row")
@@ -159,6 +160,7 @@ def _endpoint(settings: JudgeSettings) -> Judge:
     client = InferenceClient(base_url=settings.base_url, api_key=key, timeout=settings.timeout)
 
     def ask(original: Image.Image, view: Image.Image) -> Verdict:
+        """Asks the endpoint about one pair, again where it failed in passing."""
         images: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": _data_url(image)}} for image in (original, view)
         ]
@@ -201,14 +203,21 @@ def _checkpoint(settings: JudgeSettings) -> Judge:
     lock = threading.Lock()
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": JUDGE_PROMPT}]
 
-    def ask(original: Image.Image, view: Image.Image) -> Verdict:
+    def generate(original: Image.Image, view: Image.Image) -> str:
         with lock, torch.inference_mode():
             text = processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
             inputs = processor(images=[[original, view]], text=[text], return_tensors="pt").to(model.device)
             output = model.generate(**inputs, max_new_tokens=settings.max_tokens, do_sample=False)
-        answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+        return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+
+    def ask(original: Image.Image, view: Image.Image) -> Verdict:
+        """Asks the checkpoint about one pair."""
+        try:
+            answer = generate(original, view)
+        except Exception as error:  # out of memory, a picture that the processor refuses: one pair, not the run
+            raise JudgeError(f"{settings.model}: {type(error).__name__}: {str(error)[:300]}") from error
         return parse_verdict(answer)
 
     return ask

@@ -72,6 +72,10 @@ class Pair(NamedTuple):
     record: dict[str, Any]
 
 
+class ViewError(Exception):
+    """A degradation can't be applied to an image; the message says why."""
+
+
 @dataclass
 class _View:
     """A view on its way."""
@@ -135,7 +139,11 @@ class PairMaker:
         except (OSError, ValueError, MemoryError) as error:
             message = str(error) or type(error).__name__
             return Pair(None, {**where, "verdict": "error", "kept": False, "error": message})
-        return self._finish(picture, self._stages(picture), {**where, **_described(picture)})
+        described = {**where, **_described(picture)}
+        try:
+            return self._finish(picture, self._stages(picture), described)
+        except ViewError as error:
+            return Pair(None, {**described, "verdict": "error", "kept": False, "error": str(error)})
 
     def _stages(self, picture: Picture) -> _View:
         """The four stages: degrade, find the too mild, strengthen them, look again."""
@@ -148,7 +156,7 @@ class PairMaker:
         steps = degradation_steps(operation, min(picture.array.shape[:2]), seed)
         array = picture.array
         for step in steps:
-            array = apply_step(array, step, seed)
+            array = _applied(array, step, seed)
         return _View(array, operation, seed, steps, measure_distance(picture.array, array), _digest(array))
 
     def _strengthened(self, picture: Picture, view: _View, reason: str | None) -> _View:
@@ -156,7 +164,11 @@ class PairMaker:
         if operation is None:
             return view
         steps = degradation_steps(operation, min(picture.array.shape[:2]), view.seed)
-        array = apply_step(view.array, steps[1], view.seed)
+        try:
+            array = _applied(view.array, steps[1], view.seed)
+        except ViewError as error:  # the weaker view is better than none
+            view.error = str(error)
+            return view
         distance = measure_distance(picture.array, array)
         view.reason = reason
         stronger = _View(array, operation, view.seed, steps, distance, _digest(array), first=view)
@@ -236,14 +248,26 @@ class PairMaker:
             picture = read_picture(row.image)
         except (OSError, ValueError, MemoryError) as error:
             return Pair(None, {**record, "verdict": "error", "error": str(error), **_file(None)})
-        view = self._first(picture, record["operation"], record["view_seed"])
-        if (picture.pixel_hash, view.digest) != key:
-            message = "the pair is not what people saw: its original has changed, or another version made it"
-            return Pair(None, {**record, "verdict": "error", "error": message, **_file(None)})
-        if draw_second(view.operation, self.settings.second, view.seed) is None:
-            return dropped
-        pair = self._finish(picture, view, record)
+        try:
+            view = self._first(picture, record["operation"], record["view_seed"])
+            if (picture.pixel_hash, view.digest) != key:
+                raise ViewError(
+                    "the pair is not what people saw: its original has changed, or another version made it"
+                )
+            if draw_second(view.operation, self.settings.second, view.seed) is None:
+                return dropped
+            pair = self._finish(picture, view, record)
+        except ViewError as error:
+            return Pair(None, {**record, "verdict": "error", "error": str(error), **_file(None)})
         return Pair(pair.png, {**pair.record, "seed": record["seed"]})
+
+
+def _applied(array: np.ndarray, step: Step, seed: int) -> np.ndarray:
+    try:
+        return apply_step(array, step, seed)
+    except (OSError, ValueError, MemoryError) as error:  # JPEG, for one, ends at 65,500 pixels a side
+        size = f"{array.shape[1]} x {array.shape[0]}"
+        raise ViewError(f"{step.kind} can't be applied to an image of {size} pixels ({error})") from error
 
 
 def _described(picture: Picture) -> dict[str, Any]:

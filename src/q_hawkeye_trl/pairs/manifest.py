@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .journal import fsync_folder
+from ..data.arrow_folder import sync_folder
 
 MANIFEST_FILE = "pairs.parquet"
 
@@ -82,7 +82,7 @@ def write_records(path: str | os.PathLike, tables: Iterable[pa.Table]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        fsync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -67,8 +67,9 @@ def serve_review(
         page = build_page(gradio, data, cache)
         if host not in _LOOPBACK:
             print(f"Everybody who can reach {host}:{port} can see these pictures and decide about them.")
+        shown = f"[{host}]" if ":" in host else host  # as addresses of the web spell IPv6
         page.launch(
-            server_name=host,
+            server_name=shown,
             server_port=port,
             share=False,
             quiet=True,
@@ -82,9 +83,9 @@ def serve_review(
             theme=_theme(gradio),
             css=(_ASSETS / "review.css").read_text(encoding="utf-8"),
             head=f"<script>{(_ASSETS / 'review.js').read_text(encoding='utf-8')}</script>",
-            app_kwargs={"middleware": [OnlyThePage.entry(cache)]},
+            app_kwargs={"middleware": [OnlyThePage.entry(cache, _LOOPBACK if host in _LOOPBACK else None)]},
         )
-        print(f"Review {folder} at http://{host}:{port}/  (Ctrl-C ends; decisions are in {path})", flush=True)
+        print(f"Review {folder} at http://{shown}:{port}/  (Ctrl-C ends; decisions are in {path})", flush=True)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:

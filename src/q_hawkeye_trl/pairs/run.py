@@ -4,6 +4,8 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset
 
+from ..data.arrow_folder import refuse_inside, sync_folder, write_text
 from .card import card_text
 from .chunks import (
     PARTS,
@@ -22,15 +25,14 @@ from .chunks import (
     remove_folder,
     remove_leftovers,
     write_dataset_files,
-    write_whole,
 )
-from .journal import fsync_folder
 from .manifest import MANIFEST_FILE, UNFINISHED, iterate_manifest, read_manifest, write_records
 from .settings import PairSettings
 from .source import SINGLE, open_source
 from .workers import Job, work
 
 RUN_FILE = "pairs.json"
+_OF_DECISIONS = ("decisions", "rejected", "second", "mild_ssim", "mild_psnr", "drop_mild")  # what acts on ready pairs
 _FORMAT = 1
 
 
@@ -117,14 +119,18 @@ def make_pairs(
         raise ValueError(f"workers is {workers}; it must be at least 1.")
     if out.resolve() == data.resolve():
         raise ValueError(f"{out} is the data itself, which is never changed: name another folder for the pairs.")
-    source = _limited(open_source(data), settings)
+    refuse_inside(out, [data])
+    whole = open_source(data)
+    source = _limited(whole, settings)
     _check_request(data, source, settings)
-    identity = _identity(source, settings)
+    identity = _identity(whole, source, settings)
     is_new = not _is_taken(out)
     folder = out.with_name(f".{out.name}.unfinished") if is_new else out
     _check_folder(folder, identity, is_new)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        if is_new and _is_taken(out):
+            raise BlockingIOError(f"Another run has just made {out}: run the same command again.")
         remove_leftovers(folder)
         chunks = [chunk for name, split in source.items() for chunk in cut_chunks(name, len(split))]
         parts = _start(folder, identity, chunks, source, is_new)
@@ -134,7 +140,7 @@ def make_pairs(
             _finish(folder, source, chunks, parts, identity, data)
         if is_new:
             os.rename(folder, out)
-            fsync_folder(out.parent)
+            sync_folder(out.parent)
         remove_folder(out / parts.name)
     return summarize(out, made, settings)
 
@@ -157,7 +163,8 @@ def summarize(folder: Path, made: int, settings: PairSettings) -> PairSummary:
     from .decisions import PairKey, read_decisions
 
     summary = PairSummary(folder, 0, made, {}, {}, 0, [], [], 0)
-    unused = set(read_decisions(settings.decisions)) if settings.decisions else set()
+    unused = read_decisions(settings.decisions) if settings.decisions else {}
+    strengthened = set()  # originals whose pair people rejected when it was weaker
     columns = ["image_id", "verdict", "stage", "operation", "error", "note", "pixel_hash"]
     for table in iterate_manifest(folder / MANIFEST_FILE, [*columns, "degraded_pixel_hash", "first_reason"]):
         for line in table.to_pylist():
@@ -170,11 +177,10 @@ def summarize(folder: Path, made: int, settings: PairSettings) -> PairSummary:
                 summary.problems.append((line["image_id"], line["verdict"], line["error"]))
             if line["note"] and len(summary.notes) < 20:
                 summary.notes.append((line["image_id"], line["note"]))
-            key = PairKey(line["pixel_hash"], line["degraded_pixel_hash"])
-            if line["first_reason"] == "person":  # decided when it was weaker
-                unused = {other for other in unused if other.pixel_hash != key.pixel_hash}
-            unused.discard(key)
-    summary.unused_decisions = len(unused)
+            unused.pop(PairKey(line["pixel_hash"], line["degraded_pixel_hash"]), None)
+            if line["first_reason"] == "person":
+                strengthened.add(line["pixel_hash"])
+    summary.unused_decisions = sum(key.pixel_hash not in strengthened for key in unused)
     return summary
 
 
@@ -189,7 +195,7 @@ def _check_request(data: Path, source: dict[str, Dataset], settings: PairSetting
     if unknown:
         known = f"its splits are {', '.join(source)}" if SINGLE not in source else "it has no splits"
         raise ValueError(f"{data} has no split {', '.join(unknown)}; {known}.")
-    with_pairs = [name for name, split in source.items() if "degraded_image" in split.column_names]
+    with_pairs = _has_pairs(source)
     if with_pairs and settings.decisions is None:
         raise ValueError(
             f"{data} has a `degraded_image` column already, which would be overwritten: name the data without pairs, "
@@ -205,11 +211,17 @@ def _check_request(data: Path, source: dict[str, Dataset], settings: PairSetting
             raise ValueError(f"{data / MANIFEST_FILE} has {rows} lines for another number of rows: make it again.")
 
 
-def _identity(source: dict[str, Dataset], settings: PairSettings) -> dict:
-    splits = {name: {"rows": len(split), "fingerprint": split._fingerprint} for name, split in source.items()}
-    if settings.limit is not None:  # `select` draws a fingerprint of its own
-        splits = {name: {"rows": len(split)} for name, split in source.items()}
-    return {"format": _FORMAT, "settings": settings.identity(), "source": splits}
+def _identity(whole: dict[str, Dataset], source: dict[str, Dataset], settings: PairSettings) -> dict:
+    # Fingerprints of the whole splits: `select` draws one of its own.
+    splits = {name: {"rows": len(source[name]), "fingerprint": split._fingerprint} for name, split in whole.items()}
+    described = settings.identity()
+    if _has_pairs(whole):  # which keep their degradations and seeds
+        described = {name: described[name] for name in _OF_DECISIONS}
+    return {"format": _FORMAT, "settings": described, "source": splits}
+
+
+def _has_pairs(source: dict[str, Dataset]) -> bool:
+    return any("degraded_image" in split.column_names for split in source.values())
 
 
 def _is_taken(out: Path) -> bool:
@@ -222,10 +234,14 @@ def _check_folder(folder: Path, identity: dict, is_new: bool) -> None:
         if not is_new:
             raise FileExistsError(f"{folder} exists and holds no pairs: nothing in it is overwritten; name another.")
         return  # nothing there, or a run that was killed before its first file
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        settings, data = dict(stored["identity"]["settings"]), stored["identity"]["source"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise FileExistsError(f"{path} can't be read ({error}): name another folder, or remove this one.") from error
     if stored["identity"] == identity:
         return
-    mine, theirs = ({**side["settings"], "data": side["source"]} for side in (identity, stored["identity"]))
+    mine, theirs = {**identity["settings"], "data": identity["source"]}, {**settings, "data": data}
     differing = [key for key in mine if mine[key] != theirs.get(key)]
     what = "an unfinished run" if is_new else "pairs"
     raise FileExistsError(
@@ -254,7 +270,7 @@ def _start(folder: Path, identity: dict, chunks: list[Chunk], source: dict[str, 
     elif not (folder / RUN_FILE).is_file():
         names = ("q-hawkeye-trl", "numpy", "pillow", "scipy", "scikit-image", "datasets")
         run = {"identity": identity, "versions": {name: version(name) for name in names}}
-        write_whole(folder / RUN_FILE, json.dumps(run, indent=2) + "\n")
+        write_text(folder / RUN_FILE, json.dumps(run, indent=2) + "\n")
     for path in (parts, *(folder / name for name in source)):
         path.mkdir(exist_ok=True)
     return parts
@@ -263,11 +279,14 @@ def _start(folder: Path, identity: dict, chunks: list[Chunk], source: dict[str, 
 def _missing(chunks: list[Chunk], parts: Path, whole: Path | None) -> list[Chunk]:
     wanted = chunks
     if whole is not None:  # only chunks with a row that failed
-        failed = set()
+        failed: dict[str, list[int]] = {}
         for table in iterate_manifest(whole / MANIFEST_FILE, ["split", "row", "verdict"]):
-            failed |= {(x["split"], x["row"]) for x in table.to_pylist() if x["verdict"] in UNFINISHED}
-        rows = {split: [row for name, row in failed if name == split] for split, _ in failed}
-        wanted = [c for c in chunks if any(c.start <= row < c.stop for row in rows.get(c.split, []))]
+            for line in table.to_pylist():
+                if line["verdict"] in UNFINISHED:
+                    failed.setdefault(line["split"], []).append(line["row"])
+        # Rows stand in order: the first failed one from a chunk's start on tells.
+        rows = {split: [*numbers, sys.maxsize] for split, numbers in failed.items()}
+        wanted = [c for c in chunks if c.split in rows and rows[c.split][bisect_left(rows[c.split], c.start)] < c.stop]
     return [chunk for chunk in wanted if not chunk.part_file(parts).is_file()]
 
 
@@ -282,10 +301,10 @@ def _finish(
         fingerprint = hashlib.sha256(f"{lines}/{name}".encode()).hexdigest()[:16]
         write_dataset_files(folder, name, split, own, fingerprint)
     if SINGLE not in source:
-        write_whole(folder / "dataset_dict.json", json.dumps({"splits": list(source)}) + "\n")
+        write_text(folder / "dataset_dict.json", json.dumps({"splits": list(source)}) + "\n")
     card = data / "README.md"
     source_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
-    write_whole(folder / "README.md", card_text(folder / MANIFEST_FILE, identity["settings"], source_card))
+    write_text(folder / "README.md", card_text(folder / MANIFEST_FILE, identity["settings"], source_card))
 
 
 def _merged(folder: Path, chunks: list[Chunk], parts: Path) -> Iterator[pa.Table]:

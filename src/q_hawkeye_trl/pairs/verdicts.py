@@ -19,6 +19,9 @@ class VerdictStore:
             File of JSON lines, created with the first verdict; lines of other judges are left alone.
         judge (`str`):
             Name of the judge.
+
+    Raises:
+        `ValueError`: A line is no verdict; the message names it.
     """
 
     def __init__(self, path: str | os.PathLike, judge: str):
@@ -26,10 +29,14 @@ class VerdictStore:
         self.judge = judge
         self._lock = threading.Lock()
         self._verdicts: dict[PairKey, Verdict] = {}
-        for line in read_lines(path):
-            if line.get("judge") == judge:
+        for number, line in enumerate(read_lines(path), 1):
+            if line.get("judge") != judge:
+                continue
+            try:
                 key = PairKey(line["pixel_hash"], line["degraded_pixel_hash"])
                 self._verdicts[key] = Verdict(line["different"], line["answer"])
+            except KeyError as error:
+                raise ValueError(f"{path}, line {number}: a verdict without {error}: remove the line.") from error
 
     def get(self, key: PairKey) -> Verdict | None:
         """

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..scales import to_mos
 from ..splits import split_name
-from .labels import LabelRow, LabelSet, ReferencePattern, parse_number
+from .labels import LabelRow, LabelSet, ReferencePattern, parse_number, parse_spread
 
 
 def read_deqa(
@@ -39,7 +39,6 @@ def read_deqa(
             split (`train_koniq_7k.json`).
         name (`str`, *optional*):
             Value of the `dataset` column, by default the name of `root` in small letters.
-
         reference_pattern (`str`, *optional*):
             [`~data.readers.labels.ReferencePattern`]: the metas name no references.
 
@@ -58,15 +57,15 @@ def read_deqa(
     entries = [(split, path, number, entry) for split, path in files for number, entry in _entries(path)]
     folder = _base(root, images, [entry["image"] for _, _, _, entry in entries[:50]])
     for split, path, number, entry in entries:
-        score, std = parse_number(entry.get("gt_score")), parse_number(entry.get("std"))
+        where = f"{path}, entry {number}"
+        score, std = parse_number(entry.get("gt_score")), parse_spread(entry.get("std"), f"{where}: `std`")
         norm = parse_number(entry.get("gt_score_norm"))
         norms.append(np.nan if norm is None else norm)
         image = os.path.normpath(folder / entry["image"])
-        where = f"{path}, entry {number}"
         reference = pattern.reference(entry["image"], where) if pattern else None
         rows.append(LabelRow(entry["image"], image, where, score, std, split, reference))
     scores = np.array([np.nan if row.score is None else row.score for row in rows])
-    mos, factor, rule = _mos(scores, np.array(norms), files[0][1])
+    mos, factor, rule = _mos(scores, np.array(norms), [row.where for row in rows])
     return LabelSet(
         name=name or Path(os.path.abspath(root)).name.lower(),
         rows=rows,
@@ -118,7 +117,7 @@ def _base(root: Path, images: str | None, names: list[str]) -> Path:
     return Path(os.path.abspath(candidates[found.index(max(found))]))
 
 
-def _mos(scores: np.ndarray, norms: np.ndarray, path: Path) -> tuple[np.ndarray, float, str]:
+def _mos(scores: np.ndarray, norms: np.ndarray, places: list[str]) -> tuple[np.ndarray, float, str]:
     both = np.isfinite(scores) & np.isfinite(norms)
     if not both.any():
         mos, factor = to_mos(scores, "deqa")
@@ -126,16 +125,15 @@ def _mos(scores: np.ndarray, norms: np.ndarray, path: Path) -> tuple[np.ndarray,
         return mos, factor, rule
     low, high = np.flatnonzero(both)[[np.argmin(scores[both]), np.argmax(scores[both])]]
     if not scores[low] < scores[high]:
-        raise ValueError(f"{path}: all scores are {scores[low]:g}: a scale needs two.")
+        raise ValueError(f"{places[low]}: all scores are {scores[low]:g}: a scale needs two.")
     factor = (norms[high] - norms[low]) / (scores[high] - scores[low])
     line = norms[low] + factor * (scores - scores[low])
     off = np.abs(line - norms)
     worst = int(np.nanargmax(off))
     if factor <= 0 or off[worst] > 0.01 or np.nanmin(norms) < 1 or np.nanmax(norms) > 5:
         raise ValueError(
-            f"{path}: `gt_score_norm` is no rising straight line of `gt_score` within [1, 5]: entry {worst + 1} of "
-            f"the files has {scores[worst]:g} and {norms[worst]:g}, the line says {line[worst]:.4f}. Fetch the metas "
-            "again."
+            f"{places[worst]}: `gt_score_norm` is no rising straight line of `gt_score` within [1, 5]: there "
+            f"{scores[worst]:g} has {norms[worst]:g}, the line says {line[worst]:.4f}. Fetch the metas again."
         )
     mos = np.where(np.isfinite(norms), norms, line)
     mos[~np.isfinite(scores)] = np.nan

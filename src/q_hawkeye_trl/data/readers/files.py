@@ -64,13 +64,16 @@ def check_columns(path: Path, required: Sequence[str], found: Sequence[str]) -> 
     Checks the columns of a label file.
 
     Raises:
-        `ValueError`: Some of `required` are missing.
+        `ValueError`: Some of `required` are missing, or stand there twice.
     """
     missing = [column for column in required if column not in found]
     if missing:
         raise ValueError(
             f"{path}: the columns {', '.join(missing)} are missing, found {', '.join(map(str, found)) or 'none'}."
         )
+    twice = [column for column in dict.fromkeys(required) if list(found).count(column) > 1]
+    if twice:
+        raise ValueError(f"{path}: there is more than one column {', '.join(twice)}: keep one.")
 
 
 def read_xlsx(

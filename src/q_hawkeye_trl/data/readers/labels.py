@@ -246,13 +246,38 @@ def parse_number(value: object) -> float | None:
     Returns:
         `float` or `None`: `None` for an empty cell, text that is no number, NaN and infinity.
     """
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool) or (isinstance(value, str) and "_" in value):  # Python reads 1_0 as 10
         return None
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
+
+
+def parse_spread(value: object, where: str) -> float | None:
+    """
+    Reads a cell as a standard deviation or variance of opinions.
+
+    Args:
+        value (`object`):
+            Text or number.
+        where (`str`):
+            What the message calls the cell.
+
+    Returns:
+        `float` or `None`: `None` for an empty cell and NaN.
+
+    Raises:
+        `ValueError`: Anything else that is no number of at least 0.
+    """
+    number = parse_number(value)
+    is_empty = value is None or str(value).strip().lower() in ("", "nan")
+    if number is None and is_empty:
+        return None
+    if number is None or number < 0:
+        raise ValueError(f"{where} must be a number of at least 0, or empty, got {value!r}.")
+    return number
 
 
 class FileIndex:

@@ -1,14 +1,15 @@
 """Sets of photographs and generated images without a reference: SPAQ, LIVE Challenge, AGIQA-3K, FLIVE."""
 
 import os
+import re
 from pathlib import Path
 
 from .files import plain_name, read_csv, read_mat, read_xlsx
-from .labels import FileIndex, LabelRow, LabelSet, image_folder, label_set, parse_number
+from .labels import FileIndex, LabelRow, LabelSet, image_folder, label_set, parse_number, parse_spread
 
 SPAQ_FILE = "Annotations/MOS and Image attribute scores.xlsx"
-LIVEC_TRAINING_IMAGES = 7
-"""The first images of LIVE Challenge, `t1` to `t7`, on which raters practised."""
+LIVEC_TRAINING_IMAGES = re.compile(r"t[1-7]\.\w+", re.IGNORECASE)
+"""Names of LIVE Challenge's first seven images, on which raters practised."""
 
 
 def read_spaq(root: Path, *, scale: str | None = None, images: str | None = None) -> LabelSet:
@@ -65,16 +66,17 @@ def read_livec(
         )
     training = folder / "trainingImages"
     index = FileIndex([folder, training] if training.is_dir() else [folder])
-    rows = []
+    rows, practised = [], 0
     for number, (name, score, std) in enumerate(zip(names[1], scores[1], stds[1], strict=True), 1):
-        if number <= LIVEC_TRAINING_IMAGES and not keep_training_images:
-            continue
         where = f"{names[0]}, entry {number}"
         name = plain_name(name, where)
-        rows.append(LabelRow(name, index.path(name), where, parse_number(score), parse_number(std)))
-    dropped = (
-        "The seven practice images are kept." if keep_training_images else "The seven practice images are left out."
-    )
+        is_practice = LIVEC_TRAINING_IMAGES.fullmatch(name) is not None
+        practised += is_practice
+        if is_practice and not keep_training_images:
+            continue
+        spread = parse_spread(std, f"{stds[0]}, entry {number}")
+        rows.append(LabelRow(name, index.path(name), where, parse_number(score), spread))
+    dropped = f"The {practised} practice images (t1 to t7) are {'kept' if keep_training_images else 'left out'}."
     return label_set(
         "livec", rows, scale=scale, ends=(0, 100), scores="MOS of 0 to 100", folder=folder,
         files=[names[0], scores[0], stds[0]], notes=[dropped, "LIVE Challenge has no official split."],
@@ -99,12 +101,8 @@ def read_agiqa3k(
     score, std = {"quality": ("mos_quality", "std_quality"), "alignment": ("mos_align", "std_align")}[target]
     rows = []
     for where, row in read_csv(path, ["name", "prompt", score, std], "AGIQA-3K"):
-        name = plain_name(row["name"], where)
-        rows.append(
-            LabelRow(
-                name, index.path(name), where, parse_number(row[score]), parse_number(row[std]), group=row["prompt"]
-            )
-        )
+        name, spread = plain_name(row["name"], where), parse_spread(row[std], f"{where}: `{std}`")
+        rows.append(LabelRow(name, index.path(name), where, parse_number(row[score]), spread, group=row["prompt"]))
     return label_set(
         "agiqa3k" if target == "quality" else "agiqa3k-alignment", rows, scale=scale, ends=(0, 5),
         scores=f"{score} of 0 to 5", folder=folder, files=[path], splits="by text prompt",

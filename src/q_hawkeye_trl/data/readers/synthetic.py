@@ -8,7 +8,7 @@ import numpy as np
 
 from ..scales import spread_reading
 from .files import cell_text, check_file, plain_name, read_csv, read_xlsx
-from .labels import FileIndex, LabelRow, LabelSet, image_folder, label_set, parse_number
+from .labels import FileIndex, LabelRow, LabelSet, image_folder, label_set, parse_number, parse_spread
 
 KADID_RATERS = 30
 """Answers an image in KADID-10k: its means are thirtieths."""
@@ -58,9 +58,7 @@ def read_kadid10k(
     rows, levels = [], []
     for where, row in read_csv(path, ["dist_img", "ref_img", "dmos", "var"], "KADID-10k"):
         name, reference = plain_name(row["dist_img"], where), plain_name(row["ref_img"], where)
-        value = parse_number(row["var"])
-        if value is not None and value < 0:
-            raise ValueError(f"{where}: `var` must be at least 0, got {row['var']!r}.")
+        value = parse_spread(row["var"], f"{where}: `var`")
         rows.append(LabelRow(name, index.path(name), where, parse_number(row["dmos"]), std=value, reference=reference))
         levels.append(_level(name, r"_(\d+)\.\w+$"))
     rows, note = _kadid_stds(rows, spread)
@@ -140,7 +138,7 @@ def read_csiq(root: Path, *, scale: str | None = None, images: str | None = None
         if subfolder not in indices and (folder / subfolder).is_dir():
             indices[subfolder] = FileIndex([folder / subfolder])
         image = indices[subfolder].path(name) if subfolder in indices else os.path.join(folder, subfolder, name)
-        score, std = parse_number(row["dmos"]), parse_number(row["dmos_std"])
+        score, std = parse_number(row["dmos"]), parse_spread(row["dmos_std"], f"{where}: `dmos_std`")
         rows.append(LabelRow(name, image, where, score, std, reference=f"{stem}.png"))
         levels.append(_level(level, r"^(\d+)$"))
     originals = root / "src_imgs"
@@ -162,7 +160,7 @@ def read_tid2013(root: Path, *, scale: str | None = None, images: str | None = N
     notes = ["mos_std.txt is missing, so there are no standard deviations."]
     if spreads.is_file():
         files.append(spreads)
-        stds = [parse_number(line) for _, line in _lines(spreads)]
+        stds = [parse_spread(line, where) for where, line in _lines(spreads)]
         small = "TID2013's standard deviations are small: the error of the mean, not the spread of the opinions."
         notes = [small]
         if len(stds) != len(labels):

@@ -16,7 +16,7 @@ from ..folder import read_folder
 from ..scales import DIRECTIONS
 from ..splits import split_name
 from .files import cell_text, check_columns, read_csv
-from .labels import EmbeddedImage, LabelRow, LabelSet, ReferencePattern, label_set, parse_number
+from .labels import EmbeddedImage, LabelRow, LabelSet, ReferencePattern, label_set, parse_number, parse_spread
 
 
 class TableColumns(NamedTuple):
@@ -155,9 +155,7 @@ def _row(
         if not image_id:
             raise ValueError(f"{where}: column `{columns.image_id}` has no name.")
     column = columns.std or columns.variance
-    spread = parse_number(cells[column]) if column else None
-    if spread is not None and spread < 0:
-        raise ValueError(f"{where}: column `{column}` must be at least 0, got {spread:g}.")
+    spread = parse_spread(cells[column], f"{where}: column `{column}`") if column else None
     if columns.variance and spread is not None:
         spread = spread**0.5
     if columns.split and cell_text(cells[columns.split]):
@@ -211,7 +209,10 @@ def _from_parquet(path: Path, required: list[str], columns: TableColumns):
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} can't be read as Parquet ({error}).") from error
     check_columns(path, required, schema.names)
-    if pa.types.is_struct(schema.field(columns.image).type):
+    kind = schema.field(columns.image).type
+    if pa.types.is_struct(kind):
+        if not {"bytes", "path"} <= {kind.field(number).name for number in range(kind.num_fields)}:
+            raise ValueError(f"{path}, column `{columns.image}`: expected paths, or images as `datasets` stores them.")
         yield from _from_dataset(Dataset.from_parquet(str(path)), str(path), None, columns, required)
         return
     number = 0
@@ -231,6 +232,8 @@ def _from_folder(path: Path, required: list[str], columns: TableColumns):
 
 
 def _from_dataset(table: Dataset, place: str, split: str | None, columns: TableColumns, required: list[str]):
+    if isinstance(table.features[columns.image], dict):  # bytes and path, written by another library than `datasets`
+        table = table.cast_column(columns.image, ImageFeature(decode=False))
     if not isinstance(table.features[columns.image], ImageFeature):
         for number, row in enumerate(table.select_columns(required), 1):
             yield f"{place}, row {number}", split, row
