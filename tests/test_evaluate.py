@@ -237,6 +237,35 @@ def test_two_processes_give_the_file_of_one(prepared, tmp_path):
     assert done.stdout.count("wrote") == 1
 
 
+def test_unfinished_scores_of_other_options_or_weights(prepared, tmp_path, monkeypatch):
+    """They are refused by name, and `--overwrite`, which the message advises, starts anew."""
+    from q_hawkeye_trl.scoring.scorer import HawkeyeScorer
+
+    model = tmp_path / "model"
+    shutil.copytree(demo_policy_path(), model)
+    out = tmp_path / "out.jsonl"
+    options = ("--model", model, "--data", prepared, "--draws", 5, "--batch-size", 4, "--out", out)
+    plain = HawkeyeScorer.score_sources
+
+    def dies(self, sources, **others):
+        yield next(plain(self, sources, **others))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HawkeyeScorer, "score_sources", dies)
+    assert run(*options, "--max-new-tokens", 24).exit_code == 130
+    monkeypatch.setattr(HawkeyeScorer, "score_sources", plain)
+    with pytest.raises(ValueError, match=r"max_new_tokens 24, now 25.*--overwrite"):
+        run(*options, "--max-new-tokens", 25)
+    os.utime(model / "model.safetensors", (1, 1))
+    with pytest.raises(ValueError, match=r"weights '\w{16}', now '\w{16}'"):
+        run(*options, "--max-new-tokens", 24)
+    result = run(*options, "--max-new-tokens", 25, "--overwrite")
+    assert result.exit_code == 0
+    assert "from before" not in result.stderr
+    assert len(out.read_text().splitlines()) == 12
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_an_unreadable_image_is_reported_and_the_rest_goes_on(tmp_path):
     sample = draw_sample(content_seed("test", 3, 1))
     for name in ("a", "b"):
@@ -260,7 +289,13 @@ ERRORS = {
     "nothing": ([], "Name either files of scores"),
     "both": (["--scores", "{file}", "--data", "x"], "Name either files of scores"),
     "model with scores": (["--scores", "{file}", "--model", "m"], "--scores needs no --model"),
-    "out with scores": (["--scores", "{file}", "--out", "o.jsonl"], "--out keeps the scores"),
+    "out with scores": (["--scores", "{file}", "--out", "o.jsonl"], "--scores needs no --out"),
+    "idle options": (
+        ["--scores", "{file}", "--rollouts", "4", "--batch-size", "64", "--trust-remote-code"],
+        "--scores needs no --rollouts, --batch-size, --trust-remote-code",
+    ),
+    "scale with data": (["--data", "d", "--mos-range", "0", "1"], "--mos-range names a scale in the files"),
+    "one output twice": (["--scores", "{file}", "--json", "o", "--html", "./o"], "Two outputs would be written to"),
     "unknown preset": (["--scores", "{file}", "--preset", "paper"], "deqa, pyiqa, mr-iqa"),
     "missing file": (["--scores", "nothing.csv"], "There is no file nothing.csv"),
     "missing folder": (["--data", "nowhere"], "nowhere"),

@@ -50,6 +50,10 @@ def test_order_names_and_errors(scorer, tmp_path):
     ]
     assert "bad.jpg is not a readable image" in scored[0].error
     assert "There is no image file" in scored[3].error
+    Image.new("RGB", (2000, 2)).save(tmp_path / "line.png")  # Qwen's processor refuses ratios beyond 200
+    refused = scorer.score([tmp_path / "line.png", IMAGES[2].resize((2000, 2))])
+    assert refused[0].error.startswith(f"{tmp_path / 'line.png'}: the model's processor refuses the image")
+    assert refused[1].error.startswith("image 1: the model's processor refuses")
     assert [each.score is None for each in scored] == [True, False, False, True, False]
     assert scored[2].score == scored[4].score
     assert scorer.score([]) == []

@@ -162,7 +162,7 @@ class HawkeyeScorer:
         scored = self.score(images)
         for result in scored:
             if result.error is not None:
-                raise ValueError(f"{result.image}: {result.error}")
+                raise ValueError(result.error)
         return [math.nan if result.score is None else result.score for result in scored]
 
     def score_sources(
@@ -212,7 +212,8 @@ class HawkeyeScorer:
             name = sources[number].name
             result: Answers = next(answers) if isinstance(image, Image.Image) else image
             if isinstance(result, Exception):
-                yield number, ScoredImage(name, error=str(result))
+                text = str(result)  # the model knows no names, and not every decoder gives one
+                yield number, ScoredImage(name, error=text if name in text else f"{name}: {text}")
             else:
                 yield number, score_answers(name, result, score_min=self.score_min, score_max=self.score_max)
 
