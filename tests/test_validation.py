@@ -5,8 +5,11 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model_state_dict
@@ -18,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppi
 from harness import build_trainer, largest_difference, run
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import content_seed, draw_sample
-from q_hawkeye_trl.evaluation import validation
+from q_hawkeye_trl.evaluation import sharded, validation
 from q_hawkeye_trl.evaluation.held_out import evaluate_held_out
 from q_hawkeye_trl.evaluation.validation import Validation
 from q_hawkeye_trl.text import quality_messages
@@ -256,6 +259,41 @@ def test_rows_that_cannot_be_measured(images):
     for rows in (stream, images.remove_columns("mos")):
         with pytest.raises(ValueError, match=r"`Dataset` \(no stream\) with a `mos` column"):
             Validation().evaluate(None, rows, "eval")
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(10, 1), (10, 2), (9, 2), (3, 2), (1, 2), (5, 4), (2, 4), (7, 3)])
+def test_the_shares_of_the_ranks_are_put_together(monkeypatch, count, ranks):
+    """Each rank generates as often as the others, and each image counts once, in its own place."""
+    rows = Dataset.from_dict({"prompt": ["p"] * count, "image": list(range(count)), "mos": list(range(count))})
+    calls, gathered, measured = [], [], []
+
+    def sampled(model, processor, images, *, numbers, passes, **options):
+        calls.append(list(numbers))
+        assert list(images) == list(numbers)
+        # what fills up a share would be seen
+        seen = [number if number % ranks == len(gathered) % ranks else 99 for number in numbers]
+        return np.array([seen] * passes, dtype=float)
+
+    monkeypatch.setattr(sharded, "sampled_scores", sampled)
+    monkeypatch.setattr(sharded, "greedy_scores", lambda model, processor, images, **options: np.array(images) * 2.0)
+    monkeypatch.setattr(sharded, "unwrap_model_for_generation", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(sharded, "gather_object", lambda share: gathered.append(share[0]) or list(gathered))
+    monkeypatch.setattr(sharded, "held_out_metrics", lambda *given, **__: measured.append(given))
+    for rank in range(ranks):
+        accelerator = SimpleNamespace(process_index=rank, num_processes=ranks, is_main_process=rank == 0)
+        args = SimpleNamespace(
+            score_min=1, score_max=5, ds3_gather_for_generation=True, gradient_checkpointing_kwargs=None
+        )
+        trainer = SimpleNamespace(
+            accelerator=accelerator, args=args, model_wrapped=None, processing_class=None, max_completion_length=8
+        )
+        sharded.evaluate_sharded(trainer, rows, batch_size=2, passes=2)
+    assert {len(own) for own in calls} == {-(-count // ranks)}
+    assert set().union(*calls) == set(range(count))
+    sampled_all, greedy_all, mos = measured[-1]
+    assert sampled_all.tolist() == [list(range(count))] * 2
+    assert greedy_all.tolist() == [2 * number for number in range(count)]
+    assert mos.tolist() == list(range(count))
 
 
 @pytest.mark.slow

@@ -174,10 +174,12 @@ def _warnings(table: ScoreTable, figures: dict, preset: Preset | None) -> list[s
             "with failures."
         )
     if table.out_of_range:
-        warnings.append(f"{table.out_of_range} scores lie outside of the scale; they count as they are.")
+        warnings.append(f"Scores that lie outside of the scale: {table.out_of_range}; they count as they are.")
     if figures["logistic"] is not None and not figures["logistic"]["rises"]:
         warnings.append("The fitted curve falls: higher scores go with lower MOS, which the fitted PLCC hides.")
-    if figures["resampled"] == "group" and figures["units"] < 40:
+    if figures["resampled"] == "group" and figures["units"] == 1:
+        warnings.append("All images are made from one reference: there is nothing to draw, so there are no intervals.")
+    elif figures["resampled"] == "group" and figures["units"] < 40:
         warnings.append(
             f"{figures['units']} references: with so few the intervals tend to be somewhat too narrow (about 90% "
             "instead of 95% at 20)."
