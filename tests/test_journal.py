@@ -117,6 +117,16 @@ def test_other_settings_are_refused_by_name_once_there_are_scores(tmp_path, sour
     assert len(journal.lines()) == 1
 
 
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, sources):
+    journal = Journal(tmp_path / "out.jsonl.partial")
+    journal.folder.mkdir()
+    (journal.folder / "thesis.tex").write_text("years of work")
+    for step in (lambda: journal.start(SETTINGS), journal.remove):
+        with pytest.raises(ValueError, match=r"holds thesis\.tex, which no scoring run has written"):
+            step()
+    assert [path.name for path in journal.folder.iterdir()] == ["thesis.tex"]
+
+
 def test_removing(tmp_path, sources):
     journal = journal_of(tmp_path)
     append(journal, sources[:1])

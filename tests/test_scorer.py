@@ -175,3 +175,16 @@ def test_metric_takes_tensors(scorer):
     ):
         with pytest.raises(ValueError, match=message):
             metric.update(wrong)
+
+
+@pytest.mark.parametrize(
+    "idle", [{"dtype": "bfloat16"}, {"device": "cpu"}, {"max_pixels": 9}, {"trust_remote_code": True}]
+)
+def test_arguments_that_would_do_nothing(idle):
+    model, processor = tiny_policy()
+    with pytest.raises(ValueError, match=f"`{next(iter(idle))}` is for a model that is to be loaded"):
+        HawkeyeScorer(model, processor, **idle)
+    with pytest.raises(ValueError, match="`processor` is for a loaded model"):
+        HawkeyeScorer(demo_policy_path(), processor)
+    with pytest.raises(ValueError, match="`device` is for the backend transformers"):
+        HawkeyeScorer(demo_policy_path(), backend="vllm", device="cuda:1")

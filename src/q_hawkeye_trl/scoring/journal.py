@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +13,8 @@ from .scored import ScoredImage
 from .sources import ImageSource
 
 SETTINGS_FILE = "settings.json"
+
+_OWN = re.compile(r"settings\.(json|partial)|scores-\d+\.jsonl|table")
 
 
 class Journal:
@@ -36,8 +39,9 @@ class Journal:
                 What the scores depend on, as JSON has it.
 
         Raises:
-            `ValueError`: The folder holds scores that were made with other settings.
+            `ValueError`: The folder holds scores that were made with other settings, or files of somebody else.
         """
+        self._check_own()
         settings = json.loads(json.dumps(settings))
         file = self.folder / SETTINGS_FILE
         if file.is_file():
@@ -57,7 +61,8 @@ class Journal:
         partial.replace(file)
 
     def remove(self) -> None:
-        """Removes the folder."""
+        """Removes the folder; `ValueError` where it holds files of somebody else."""
+        self._check_own()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def lines(self) -> dict[str, tuple[str, Path, int]]:
@@ -144,6 +149,16 @@ class Journal:
         finally:
             for file in files.values():
                 file.close()
+
+    def _check_own(self) -> None:
+        if not self.folder.is_dir():
+            return
+        foreign = [path.name for path in self.folder.iterdir() if not _OWN.fullmatch(path.name)]
+        if foreign:
+            raise ValueError(
+                f"{self.folder} holds {sorted(foreign)[0]}, which no scoring run has written: move it away, or name "
+                "another --out."
+            )
 
 
 def _cut_broken_line(path: Path) -> None:
