@@ -82,7 +82,9 @@ def evaluate(
     attn_implementation: Annotated[str | None, typer.Option(help="For example flash_attention_2.")] = None,
     backend: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing outputs and unfinished scores.")
+    ] = False,
 ) -> None:
     """
     Evaluate scores against mean opinion scores.
@@ -187,7 +189,9 @@ def _score_and_report(
                 write_rows(out, rows)
                 shutil.rmtree(folder, ignore_errors=True)
     except KeyboardInterrupt:
-        print("\nInterrupted." + ("" if out is None else " The same command goes on."), file=sys.stderr)
+        if processes.number == 0:
+            goes_on = "." if out is None else "; the same command goes on with what is done."
+            print(f"\nInterrupted{goes_on}", file=sys.stderr)
         raise typer.Exit(130) from None
     facts = {"model": name, "answers": "greedy" if asked["rollouts"] is None else f"{asked['rollouts']} rollouts"}
     by_image = {(label["dataset"], label["image_id"]): each for label, each in zip(images.labels, scored, strict=True)}
