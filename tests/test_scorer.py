@@ -116,6 +116,16 @@ def test_large_images_come_in_smaller_batches(monkeypatch):
     assert _batches(sources, list(range(6)), 64) == [[0, 1], [2, 3], [4], [5]]
 
 
+@pytest.mark.parametrize(("rollouts", "images"), [(None, 6), (1, 6), (2, 3), (4, 1), (9, 1)])
+def test_the_batch_size_counts_answers(rollouts, images):
+    model, processor = tiny_policy()
+    scorer = HawkeyeScorer(model, processor, rollouts=rollouts, batch_size=6, max_new_tokens=2)
+    plain, seen = scorer.answer_batch, []
+    scorer.answer_batch = lambda batch: seen.append(len(batch)) or plain(batch)
+    scorer.score(IMAGES[:6])
+    assert seen == [images] * (6 // images)
+
+
 def test_no_more_than_two_batches_are_in_memory(scorer, tmp_path):
     alive, most = set(), []
 
