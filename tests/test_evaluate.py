@@ -266,6 +266,21 @@ def test_unfinished_scores_of_other_options_or_weights(prepared, tmp_path, monke
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_wrong_labels_and_comparisons_are_told_before_anything_is_scored(prepared, tmp_path, monkeypatch):
+    from q_hawkeye_trl.scoring.scorer import HawkeyeScorer
+
+    monkeypatch.setattr(HawkeyeScorer, "score_sources", lambda *_, **__: pytest.fail("scored"))
+    other = write_scores(tmp_path / "other.csv")
+    with pytest.raises(ValueError, match=r"synthetic: \d+ images are scored by one model only"):
+        run("--data", prepared, "--compare", other)
+    with pytest.raises(ValueError, match=r"image_id 'test-0-0\.png' already stands in"):
+        run("--data", prepared, prepared)
+    wrong = DatasetDict.load_from_disk(str(prepared))["test"].map(lambda row: {"mos": row["mos"] * 20})
+    wrong.save_to_disk(tmp_path / "wrong")
+    with pytest.raises(ValueError, match=r"12 of 12 values of `mos` lie outside \[1, 5\]"):
+        run("--data", tmp_path / "wrong")
+
+
 def test_an_unreadable_image_is_reported_and_the_rest_goes_on(tmp_path):
     sample = draw_sample(content_seed("test", 3, 1))
     for name in ("a", "b"):

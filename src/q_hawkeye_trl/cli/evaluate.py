@@ -163,11 +163,13 @@ def _score_and_report(
     job: dict,
     outputs: dict,
 ) -> None:
-    from ..report.labelled import find_labelled, score_labelled, tables_of, write_rows
+    from ..evaluation.results import matched
+    from ..report.labelled import find_labelled, score_labelled, tables_of, unscored_tables, write_rows
     from ..scoring.run import model_stamp, scores_folder
     from .scorers import chosen_policy, launched_processes, make_scorer
 
     images = find_labelled(data, split=split, preset=job["preset"])
+    matched(unscored_tables(images), job["others"], job["other_name"])  # before hours are spent on the scores
     processes, own_device = launched_processes()
     loading["device"] = loading["device"] or own_device
     policy, name = chosen_policy(model, first=processes.number == 0)

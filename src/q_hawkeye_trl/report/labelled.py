@@ -175,6 +175,11 @@ def tables_of(images: LabelledImages, scored: Iterable[ScoredImage]) -> tuple[li
     return [build_table(name, part) for name, part in sets.items()], rows
 
 
+def unscored_tables(images: LabelledImages) -> list[ScoreTable]:
+    """The tables of [`tables_of`] without a score; `ValueError` where a label is wrong or an image stands twice."""
+    return tables_of(images, (ScoredImage(label["image_id"]) for label in images.labels))[0]
+
+
 def write_rows(path: str | Path, rows: Sequence[Mapping]) -> None:
     """Writes rows as JSONL, atomically."""
     lines = (json.dumps(without_nan(dict(row)), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
