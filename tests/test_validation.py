@@ -296,25 +296,43 @@ def test_the_shares_of_the_ranks_are_put_together(monkeypatch, count, ranks):
     assert mos.tolist() == list(range(count))
 
 
-@pytest.mark.slow
-def test_two_processes_share_the_images(tmp_path, images):
-    """Greedy answers don't depend on the share, so their figures are those of one process; each best is one."""
-    alone = demo_trainer(tmp_path / "alone", eval_dataset=images, validation=Validation(passes=2))
-    expected = alone.evaluate()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "OMP_NUM_THREADS": "1"}
+def validate_in_two_processes(folder: Path, *words: object) -> list[dict]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
     done = subprocess.run(
-        [*command, str(TESTS / "two_processes_validation.py"), str(tmp_path)],
+        [*command, str(TESTS / "two_processes_validation.py"), str(folder), *map(str, words)],
         env=environment,
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
-    assert first["world_size"] == second["world_size"] == 2
+    seen = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [each["world_size"] for each in seen] == [2, 2]
     for name in KEYS:
-        assert first[f"eval_{name}"] == second[f"eval_{name}"]
+        assert seen[0][f"eval_{name}"] == seen[1][f"eval_{name}"]
+    return seen
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images(tmp_path, images):
+    """Greedy answers don't depend on the share, so their figures are those of one process; each best is one."""
+    alone = demo_trainer(tmp_path / "alone", eval_dataset=images, validation=Validation(passes=2))
+    expected = alone.evaluate()
+    first, _ = validate_in_two_processes(tmp_path, len(images), 64, "plain")
     for name in ("srcc_greedy", "plcc_greedy"):
         assert first[f"eval_{name}"] == pytest.approx(expected[f"eval_{name}"])
+
+
+@pytest.mark.slow
+def test_uneven_shares_under_zero_3_do_not_wait_for_ever(tmp_path):
+    """Its ranks generate in step: one with a batch less would leave the other waiting."""
+    pytest.importorskip("deepspeed")
+    alone = demo_trainer(tmp_path / "alone", eval_dataset=rated_images("validation", 3), validation=Validation())
+    expected = alone.evaluate()
+    first, _ = validate_in_two_processes(tmp_path, 3, 1, "zero3")
+    assert first["kind"] == "DEEPSPEED"
+    for name in ("srcc_greedy", "plcc_greedy"):
+        assert first[f"eval_{name}"] == pytest.approx(expected[f"eval_{name}"], abs=1e-6)
