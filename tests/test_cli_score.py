@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from q_hawkeye_trl import cli
 from q_hawkeye_trl.demo.synthetic import content_seed, draw_sample
+from q_hawkeye_trl.scoring.run import model_stamp
 from q_hawkeye_trl.scoring.scorer import HawkeyeScorer
 from tiny_models import save_policy
 
@@ -286,3 +288,25 @@ def test_an_image_that_is_replaced_meanwhile_is_not_reported_with_its_old_score(
         assert "the same command scores them" in q_hawkeye(*arguments, status=1)
     assert "11 of 12 images have their score from before" in q_hawkeye(*arguments)
     assert len(lines(tmp_path / "s.jsonl")) == 12
+
+
+def test_two_outputs_are_two_files(pictures, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    said = q_hawkeye("score", pictures, "--out", out, "--html", f"{tmp_path}/./scores.jsonl", status=1)
+    assert "Two outputs would be written to" in said
+    assert not out.exists()
+
+
+def test_the_stamp_of_weights_follows_an_adapter_to_its_base(tmp_path):
+    for name in ("base", "adapter"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w.safetensors").write_bytes(name.encode())
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "base"), "r": 4}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    seen = {model_stamp(tmp_path / "base"), model_stamp(tmp_path / "adapter")}
+    for name in ("base", "adapter"):
+        os.utime(tmp_path / name / "w.safetensors", (1, 1))
+        seen.add(model_stamp(tmp_path / "adapter"))
+    assert len(seen) == 4
+    assert model_stamp(tmp_path / "adapter") in seen
+    assert model_stamp("someone/on-the-hub") == ""

@@ -237,6 +237,50 @@ def test_two_processes_give_the_file_of_one(prepared, tmp_path):
     assert done.stdout.count("wrote") == 1
 
 
+def test_unfinished_scores_of_other_options_or_weights(prepared, tmp_path, monkeypatch):
+    """They are refused by name, and `--overwrite`, which the message advises, starts anew."""
+    from q_hawkeye_trl.scoring.scorer import HawkeyeScorer
+
+    model = tmp_path / "model"
+    shutil.copytree(demo_policy_path(), model)
+    out = tmp_path / "out.jsonl"
+    options = ("--model", model, "--data", prepared, "--draws", 5, "--batch-size", 4, "--out", out)
+    plain = HawkeyeScorer.score_sources
+
+    def dies(self, sources, **others):
+        yield next(plain(self, sources, **others))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HawkeyeScorer, "score_sources", dies)
+    assert run(*options, "--max-new-tokens", 24).exit_code == 130
+    monkeypatch.setattr(HawkeyeScorer, "score_sources", plain)
+    with pytest.raises(ValueError, match=r"max_new_tokens 24, now 25.*--overwrite"):
+        run(*options, "--max-new-tokens", 25)
+    os.utime(model / "model.safetensors", (1, 1))
+    with pytest.raises(ValueError, match=r"weights '\w{16}', now '\w{16}'"):
+        run(*options, "--max-new-tokens", 24)
+    result = run(*options, "--max-new-tokens", 25, "--overwrite")
+    assert result.exit_code == 0
+    assert "from before" not in result.stderr
+    assert len(out.read_text().splitlines()) == 12
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_wrong_labels_and_comparisons_are_told_before_anything_is_scored(prepared, tmp_path, monkeypatch):
+    from q_hawkeye_trl.scoring.scorer import HawkeyeScorer
+
+    monkeypatch.setattr(HawkeyeScorer, "score_sources", lambda *_, **__: pytest.fail("scored"))
+    other = write_scores(tmp_path / "other.csv")
+    with pytest.raises(ValueError, match=r"synthetic: \d+ images are scored by one model only"):
+        run("--data", prepared, "--compare", other)
+    with pytest.raises(ValueError, match=r"image_id 'test-0-0\.png' already stands in"):
+        run("--data", prepared, prepared)
+    wrong = DatasetDict.load_from_disk(str(prepared))["test"].map(lambda row: {"mos": row["mos"] * 20})
+    wrong.save_to_disk(tmp_path / "wrong")
+    with pytest.raises(ValueError, match=r"12 of 12 values of `mos` lie outside \[1, 5\]"):
+        run("--data", tmp_path / "wrong")
+
+
 def test_an_unreadable_image_is_reported_and_the_rest_goes_on(tmp_path):
     sample = draw_sample(content_seed("test", 3, 1))
     for name in ("a", "b"):
@@ -260,7 +304,13 @@ ERRORS = {
     "nothing": ([], "Name either files of scores"),
     "both": (["--scores", "{file}", "--data", "x"], "Name either files of scores"),
     "model with scores": (["--scores", "{file}", "--model", "m"], "--scores needs no --model"),
-    "out with scores": (["--scores", "{file}", "--out", "o.jsonl"], "--out keeps the scores"),
+    "out with scores": (["--scores", "{file}", "--out", "o.jsonl"], "--scores needs no --out"),
+    "idle options": (
+        ["--scores", "{file}", "--rollouts", "4", "--batch-size", "64", "--trust-remote-code"],
+        "--scores needs no --rollouts, --batch-size, --trust-remote-code",
+    ),
+    "scale with data": (["--data", "d", "--mos-range", "0", "1"], "--mos-range names a scale in the files"),
+    "one output twice": (["--scores", "{file}", "--json", "o", "--html", "./o"], "Two outputs would be written to"),
     "unknown preset": (["--scores", "{file}", "--preset", "paper"], "deqa, pyiqa, mr-iqa"),
     "missing file": (["--scores", "nothing.csv"], "There is no file nothing.csv"),
     "missing folder": (["--data", "nowhere"], "nowhere"),
@@ -305,25 +355,29 @@ ATTACK = '"><img src=x onerror="document.title=1"><script>document.title=2</scri
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [1300, 600])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_headings_stand_above_their_columns(tmp_path, width):
     from playwright.sync_api import sync_playwright
 
     html = tmp_path / "out.html"
-    file = write_scores(tmp_path / "koniq10k.csv", distortion=("blur", "noise"))
+    kinds = {"distortion": ("blur", "a-long-kind-of-noise-without-a-break"), "group": [f"r{n:040}" for n in range(8)]}
+    file = write_scores(tmp_path / "koniq10k.csv", **kinds)
     assert run("--scores", file, "--compare", file, "--published", "--draws", 5, "--html", html).exit_code == 0
     with sync_playwright() as browsers:
         browser = browsers.chromium.launch(executable_path=CHROMIUM, args=BROWSER)
         page = browser.new_page(viewport={"width": width, "height": 900})
         page.goto(html.as_uri())
+        page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
         shown = page.locator("section:not(#images) tr").evaluate_all(
             "rows => rows.map(row => [...row.children].filter(cell => cell.offsetWidth > 0).length)"
         )
         tables = page.locator("section:not(#images) table").evaluate_all(
             "tables => tables.map(table => [...table.rows].map(row => row.cells.length))"
         )
+        wide = page.evaluate("document.documentElement.scrollWidth")
         browser.close()
-    assert len(tables) == 5  # figures, quoted, spread, comparison, distortions
+    assert wide <= width  # only a table moves sideways, by itself
+    assert len(tables) == 6  # figures, quoted, spread, comparison, distortions, references
     assert shown == [count for table in tables for count in table]
     assert all(len(set(table)) == 1 for table in tables)
 

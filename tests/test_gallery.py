@@ -184,6 +184,7 @@ def test_the_policy_stops_what_an_unescaped_section_would_run(tmp_path):
         "<p id=extra onclick=\"document.title='pwned'\">text</p><script>document.title = 'pwned'</script>"
         "<img src=x onerror=\"document.title='pwned'\"><a id=link href=\"javascript:document.title='pwned'\">go</a>"
         "<style>body { display: none }</style><img src=https://example.invalid/x.png>"
+        "<audio src=https://example.invalid/a.mp3></audio><object data=https://example.invalid/o></object>"
     )
     path = tmp_path / "page.html"
     write_gallery(path, rows(), title="Honest", extra_columns=["MOS"], extra_sections_html=section)
@@ -195,6 +196,8 @@ def test_the_policy_stops_what_an_unescaped_section_would_run(tmp_path):
         assert any("Content Security Policy" in line for line in seen.console)
         outside = [url for url in seen.requests if url != path.as_uri() and not url.startswith("data:")]
         assert outside
+        for name in ("a.mp3", "/o"):  # sounds and objects fall under the default rule
+            assert any(name in line and "default-src 'none'" in line for line in seen.console)
         assert sorted(outside) == sorted(seen.blocked)
         seen.page.get_by_role("button", name="Score", exact=True).click()  # its own script runs
         assert shown(seen.page)[0] == "a10.png"

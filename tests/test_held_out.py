@@ -57,11 +57,15 @@ def _reference_metrics(sampled, greedy, mos, middle):
     }
 
 
+WIDE = {"score_min": -94.0, "score_max": 100.0}
+"""A scale with the middle 3 that clamps nothing."""
+
+
 def test_metrics_agree_with_loops():
     mos = [1.0, 2.5, 2.5, 4.0, 4.9]
     sampled = [[1.2, 2.0, NAN, 3.0, 7.5], [1.9, 2.0, NAN, 4.0, 4.4], [0.5, NAN, 2.2, NAN, 4.4]]
     greedy = [1.1, NAN, 2.0, 3.5, 3.5]
-    metrics = held_out_metrics(np.array(sampled), np.array(greedy), np.array(mos), middle=3.0)
+    metrics = held_out_metrics(np.array(sampled), np.array(greedy), np.array(mos), **WIDE)
     assert metrics == pytest.approx(_reference_metrics(sampled, greedy, mos, 3.0))
     assert metrics.keys() == KEYS
 
@@ -70,13 +74,20 @@ def test_the_mean_of_the_correlations_is_not_the_correlation_of_the_mean():
     rng = np.random.default_rng(0)
     mos = rng.uniform(1, 5, size=200)
     sampled = mos + rng.normal(0, 1.5, size=(4, 200))
-    metrics = held_out_metrics(sampled, mos, mos, middle=3.0)
+    metrics = held_out_metrics(sampled, mos, mos, **WIDE)
     assert metrics["srcc_sampled"] < stats.spearmanr(sampled.mean(axis=0), mos).statistic - 0.1
     assert metrics["srcc_greedy"] == pytest.approx(1)
 
 
+def test_scores_beyond_the_scale_count_as_its_ends():
+    sampled, greedy, mos = [[1.2, 9.0, NAN, 4.0], [-3.0, 2.0, 4.5, 4.0]], [0.2, 7.0, 4.0, NAN], [1.0, 2.0, 3.0, 5.0]
+    clamped = [[1.2, 5.0, NAN, 4.0], [1.0, 2.0, 4.5, 4.0]], [1.0, 5.0, 4.0, NAN]
+    metrics = held_out_metrics(np.array(sampled), np.array(greedy), np.array(mos), score_min=1, score_max=5)
+    assert metrics == pytest.approx(_reference_metrics(*clamped, mos, 3.0))
+
+
 def test_no_answer_at_all():
-    metrics = held_out_metrics(np.full((2, 3), NAN), np.full(3, NAN), np.arange(3.0), middle=3.0)
+    metrics = held_out_metrics(np.full((2, 3), NAN), np.full(3, NAN), np.arange(3.0), **WIDE)
     assert metrics.pop("parse_rate") == 0
     assert all(math.isnan(value) for value in metrics.values())
 
@@ -230,3 +241,12 @@ def test_prompts_of_the_rows_are_used(policy, images):
     assert len(inputs["image_grid_thw"]) == 3
     with pytest.raises(ValueError, match="one prompt for each of 3 images, got 2"):
         greedy_scores(*policy, images[:3], prompts=own, progress=False)
+
+
+def test_shares_of_a_set_draw_other_random_numbers(policy, images):
+    """The same image in the places of two ranks' first images; one process is as it ever was."""
+    twice = [images[0]] * 2
+    options = {"passes": 3, "seed": 5, "batch_size": 1, "progress": False}
+    first, second = (sampled_scores(*policy, twice[:1], numbers=[number], **options) for number in (0, 1))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(np.hstack([first, second]), sampled_scores(*policy, twice, **options))

@@ -53,6 +53,14 @@ def test_the_curve_follows_a_change_of_units():
     assert plcc_fitted(1000 * scores - 7, 5 * mos + 100) == pytest.approx(plcc_fitted(scores, mos), abs=1e-6)
 
 
+def test_one_absurd_score_does_not_hide_the_curve():
+    scores, mos = sample(2)
+    near, far = scores.copy(), scores.copy()
+    near[mos.argmin()], far[mos.argmin()] = 50, 1e5
+    assert plcc_fitted(far, mos) == pytest.approx(plcc_fitted(near, mos), abs=1e-4)
+    assert plcc_fitted(far, mos) > 0.9 > abs(plcc(far, mos))
+
+
 def test_a_reversed_order_gives_a_falling_curve_and_still_a_positive_correlation():
     scores, mos = sample(1)
     falling = fit_logistic(-scores, mos)

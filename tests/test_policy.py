@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.scoring.answers import TransformersAnswers
 from q_hawkeye_trl.scoring.policy import adapter_base, load_policy, merge_adapter
 from tiny_models import save_policy, tiny_policy
@@ -47,6 +48,12 @@ def test_a_saved_policy_answers_as_in_memory(tmp_path, family):
     assert not model.training
     assert model.dtype == torch.float32
     assert texts(model, processor) == texts(*tiny_policy(family))
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
+def test_a_device_that_is_not_there_is_an_error_that_names_it(device):
+    with pytest.raises(ValueError, match=rf"The device {device} can't be used \(.+\): name another one"):
+        load_policy(demo_policy_path(), device=device)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -92,7 +92,12 @@ def test_warnings():
     (result,) = evaluate_sets([rated(out_of_range=2, group=tuple(str(i // 5) for i in range(60)))], **FAST)
     text = " ".join(result.warnings)
     assert "5.0% of the images have no score" in text
-    assert "2 scores lie outside of the scale" in text
+    assert "Scores that lie outside of the scale: 2" in text
+    (result,) = evaluate_sets([rated(group=("r",) * 60, spread=np.full(60, 0.1))], **FAST)
+    assert "SRCC of spread and error –; 0.00 – of the possible gain" in " ".join(printed([result]).split())
+    assert "there are no intervals" in " ".join(result.warnings)
+    assert "too narrow" not in " ".join(result.warnings)
+    assert "over 1 reference, " in markdown_report([result], title="t")
     assert "12 references" in text
     mos = np.linspace(1.5, 4.5, 30)
     (result,) = evaluate_sets([table_of(6 - mos, mos)], **FAST)

@@ -50,6 +50,10 @@ def test_order_names_and_errors(scorer, tmp_path):
     ]
     assert "bad.jpg is not a readable image" in scored[0].error
     assert "There is no image file" in scored[3].error
+    Image.new("RGB", (2000, 2)).save(tmp_path / "line.png")  # Qwen's processor refuses ratios beyond 200
+    refused = scorer.score([tmp_path / "line.png", IMAGES[2].resize((2000, 2))])
+    assert refused[0].error.startswith(f"{tmp_path / 'line.png'}: the model's processor refuses the image")
+    assert refused[1].error.startswith("image 1: the model's processor refuses")
     assert [each.score is None for each in scored] == [True, False, False, True, False]
     assert scored[2].score == scored[4].score
     assert scorer.score([]) == []
@@ -112,6 +116,16 @@ def test_large_images_come_in_smaller_batches(monkeypatch):
     assert _batches(sources, list(range(6)), 64) == [[0, 1], [2, 3], [4], [5]]
 
 
+@pytest.mark.parametrize(("rollouts", "images"), [(None, 6), (1, 6), (2, 3), (4, 1), (9, 1)])
+def test_the_batch_size_counts_answers(rollouts, images):
+    model, processor = tiny_policy()
+    scorer = HawkeyeScorer(model, processor, rollouts=rollouts, batch_size=6, max_new_tokens=2)
+    plain, seen = scorer.answer_batch, []
+    scorer.answer_batch = lambda batch: seen.append(len(batch)) or plain(batch)
+    scorer.score(IMAGES[:6])
+    assert seen == [images] * (6 // images)
+
+
 def test_no_more_than_two_batches_are_in_memory(scorer, tmp_path):
     alive, most = set(), []
 
@@ -171,3 +185,16 @@ def test_metric_takes_tensors(scorer):
     ):
         with pytest.raises(ValueError, match=message):
             metric.update(wrong)
+
+
+@pytest.mark.parametrize(
+    "idle", [{"dtype": "bfloat16"}, {"device": "cpu"}, {"max_pixels": 9}, {"trust_remote_code": True}]
+)
+def test_arguments_that_would_do_nothing(idle):
+    model, processor = tiny_policy()
+    with pytest.raises(ValueError, match=f"`{next(iter(idle))}` is for a model that is to be loaded"):
+        HawkeyeScorer(model, processor, **idle)
+    with pytest.raises(ValueError, match="`processor` is for a loaded model"):
+        HawkeyeScorer(demo_policy_path(), processor)
+    with pytest.raises(ValueError, match="`device` is for the backend transformers"):
+        HawkeyeScorer(demo_policy_path(), backend="vllm", device="cuda:1")

@@ -40,7 +40,10 @@ def test_gain_is_one_for_the_oracle_zero_for_no_order_and_negative_for_the_worst
     assert risk_coverage(error, error).gain == pytest.approx(1)
     assert risk_coverage(np.ones(50), error).gain == pytest.approx(0, abs=1e-12)
     assert risk_coverage(-error, error).gain < -0.5
-    assert math.isnan(risk_coverage(error, np.ones(50)).gain)
+    assert risk_coverage(np.full(50, 0.1), error).gain == 0.0
+    for value in (0.1, 0.3, 0.7, 1.0):  # sums of equal numbers round
+        for count in (3, 10, 30, 50):
+            assert math.isnan(risk_coverage(error[:count], np.full(count, value)).gain)
 
 
 def test_figures():

@@ -48,6 +48,8 @@ def test_counts():
 def test_few_images_are_listed_once_and_many_by_their_extremes():
     few = printed([scored(number, 1 + number / 3) for number in range(9)])
     assert all(few.count(f"{number}.png") == 1 for number in range(9))
+    tied = printed([scored(number, 4.83 if number < 3 else 3.93) for number in range(10)])
+    assert [tied.index(f"{number}.png") for number in range(10)] == sorted(tied.index(f"{n}.png") for n in range(10))
     assert few.index("8.png") < few.index("0.png")
     many = printed([scored(number, 1 + number / 10, spread=number % 7) for number in range(40)])
     assert "39.png" in many

@@ -136,6 +136,13 @@ DEFECTS = {
         "image_id,score,mos,spread\na,1,2,-1\n",
         r"line 2: `spread` is a standard deviation",
     ),
+    "other separator": ("set.csv", "image_id;score;mos\na;1;2\n", "no `image_id`, but image_id;score;mos.*commas"),
+    "column twice": ("set.csv", "image_id,score,mos,score\na,1,2,3\n", "line 1: the column score stands there twice"),
+    "no name": ("set.csv", "image_id,score,mos\n,1,2\n", "line 2: `image_id` is empty"),
+    "null name": ("set.jsonl", '{"image_id": null, "score": 1, "mos": 1}\n', "line 1: `image_id` is empty"),
+    "underscore": ("set.csv", "image_id,score,mos\na,3_0,2\n", "line 2: `score` must be a number.*3_0"),
+    "endless field": ("set.csv", f"image_id,score,mos\na,1,{'2' * 140_000}\n", "after line 1: not CSV.*field larger"),
+    "endless mos": ("set.jsonl", f'{{"image_id": 1, "score": 1, "mos": 1{"0" * 400}}}\n', "`mos` must be a finite"),
     "unknown format": ("set.xlsx", "", r"ends in .csv or .jsonl"),
 }
 
@@ -145,6 +152,22 @@ def test_defects_are_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         read_tables(tmp_path / name)
+
+
+def test_other_encodings_and_endings(tmp_path):
+    text = "image_id,score,mos\r\né,1,2\r\n"
+    (tmp_path / "SET.CSV").write_bytes(text.encode("utf-8-sig"))
+    (table,) = read_tables(tmp_path / "SET.CSV")
+    assert (table.image_id, table.score.tolist()) == (("é",), [1.0])
+    for encoding in ("utf-16", "latin-1"):
+        (tmp_path / "set.csv").write_bytes(text.encode(encoding))
+        with pytest.raises(ValueError, match=r"set\.csv is not UTF-8"):
+            read_tables(tmp_path / "set.csv")
+
+
+def test_an_integer_beyond_floats_is_no_score(tmp_path):
+    (tmp_path / "set.jsonl").write_text(f'{{"image_id": "a", "score": 1{"0" * 400}, "mos": 2}}\n')
+    assert np.isnan(read_tables(tmp_path / "set.jsonl")[0].score).all()
 
 
 def test_a_missing_file_is_named(tmp_path):

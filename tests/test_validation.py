@@ -5,8 +5,11 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model_state_dict
@@ -18,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppi
 from harness import build_trainer, largest_difference, run
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import content_seed, draw_sample
-from q_hawkeye_trl.evaluation import validation
+from q_hawkeye_trl.evaluation import sharded, validation
 from q_hawkeye_trl.evaluation.held_out import evaluate_held_out
 from q_hawkeye_trl.evaluation.validation import Validation
 from q_hawkeye_trl.text import quality_messages
@@ -258,25 +261,78 @@ def test_rows_that_cannot_be_measured(images):
             Validation().evaluate(None, rows, "eval")
 
 
-@pytest.mark.slow
-def test_two_processes_share_the_images(tmp_path, images):
-    """Greedy answers don't depend on the share, so their figures are those of one process; each best is one."""
-    alone = demo_trainer(tmp_path / "alone", eval_dataset=images, validation=Validation(passes=2))
-    expected = alone.evaluate()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize(("count", "ranks"), [(10, 1), (10, 2), (9, 2), (3, 2), (1, 2), (5, 4), (2, 4), (7, 3)])
+def test_the_shares_of_the_ranks_are_put_together(monkeypatch, count, ranks):
+    """Each rank generates as often as the others, and each image counts once, in its own place."""
+    rows = Dataset.from_dict({"prompt": ["p"] * count, "image": list(range(count)), "mos": list(range(count))})
+    calls, gathered, measured = [], [], []
+
+    def sampled(model, processor, images, *, numbers, passes, **options):
+        calls.append(list(numbers))
+        assert list(images) == list(numbers)
+        # what fills up a share would be seen
+        seen = [number if number % ranks == len(gathered) % ranks else 99 for number in numbers]
+        return np.array([seen] * passes, dtype=float)
+
+    monkeypatch.setattr(sharded, "sampled_scores", sampled)
+    monkeypatch.setattr(sharded, "greedy_scores", lambda model, processor, images, **options: np.array(images) * 2.0)
+    monkeypatch.setattr(sharded, "unwrap_model_for_generation", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(sharded, "gather_object", lambda share: gathered.append(share[0]) or list(gathered))
+    monkeypatch.setattr(sharded, "held_out_metrics", lambda *given, **__: measured.append(given))
+    for rank in range(ranks):
+        accelerator = SimpleNamespace(process_index=rank, num_processes=ranks, is_main_process=rank == 0)
+        args = SimpleNamespace(
+            score_min=1, score_max=5, ds3_gather_for_generation=True, gradient_checkpointing_kwargs=None
+        )
+        trainer = SimpleNamespace(
+            accelerator=accelerator, args=args, model_wrapped=None, processing_class=None, max_completion_length=8
+        )
+        sharded.evaluate_sharded(trainer, rows, batch_size=2, passes=2)
+    assert {len(own) for own in calls} == {-(-count // ranks)}
+    assert set().union(*calls) == set(range(count))
+    sampled_all, greedy_all, mos = measured[-1]
+    assert sampled_all.tolist() == [list(range(count))] * 2
+    assert greedy_all.tolist() == [2 * number for number in range(count)]
+    assert mos.tolist() == list(range(count))
+
+
+def validate_in_two_processes(folder: Path, *words: object) -> list[dict]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
     done = subprocess.run(
-        [*command, str(TESTS / "two_processes_validation.py"), str(tmp_path)],
+        [*command, str(TESTS / "two_processes_validation.py"), str(folder), *map(str, words)],
         env=environment,
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
-    assert first["world_size"] == second["world_size"] == 2
+    seen = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [each["world_size"] for each in seen] == [2, 2]
     for name in KEYS:
-        assert first[f"eval_{name}"] == second[f"eval_{name}"]
+        assert seen[0][f"eval_{name}"] == seen[1][f"eval_{name}"]
+    return seen
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images(tmp_path, images):
+    """Greedy answers don't depend on the share, so their figures are those of one process; each best is one."""
+    alone = demo_trainer(tmp_path / "alone", eval_dataset=images, validation=Validation(passes=2))
+    expected = alone.evaluate()
+    first, _ = validate_in_two_processes(tmp_path, len(images), 64, "plain")
     for name in ("srcc_greedy", "plcc_greedy"):
         assert first[f"eval_{name}"] == pytest.approx(expected[f"eval_{name}"])
+
+
+@pytest.mark.slow
+def test_uneven_shares_under_zero_3_do_not_wait_for_ever(tmp_path):
+    """Its ranks generate in step: one with a batch less would leave the other waiting."""
+    pytest.importorskip("deepspeed")
+    alone = demo_trainer(tmp_path / "alone", eval_dataset=rated_images("validation", 3), validation=Validation())
+    expected = alone.evaluate()
+    first, _ = validate_in_two_processes(tmp_path, 3, 1, "zero3")
+    assert first["kind"] == "DEEPSPEED"
+    for name in ("srcc_greedy", "plcc_greedy"):
+        assert first[f"eval_{name}"] == pytest.approx(expected[f"eval_{name}"], abs=1e-6)

@@ -71,3 +71,25 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise OSError(f"{path} can't be written ({error.strerror or error}): name another file.") from error
+
+
+def check_outputs(*paths: str | os.PathLike | None, overwrite: bool) -> None:
+    """
+    Checks the outputs of a command as [`check_output`] does, and that each is a file of its own.
+
+    Args:
+        paths (`str`, `os.PathLike` or `None`):
+            Files to write; what is `None` is not written.
+        overwrite (`bool`):
+            Whether existing files may be replaced.
+
+    Raises:
+        `ValueError`: Two of them are one file.
+        `OSError`: As [`check_output`].
+    """
+    wanted = [path for path in paths if path is not None]
+    places = [os.path.realpath(path) for path in wanted]
+    for number, path in enumerate(wanted):
+        if places[number] in places[:number]:
+            raise ValueError(f"Two outputs would be written to {path}, one over the other: name two files.")
+        check_output(path, overwrite=overwrite)

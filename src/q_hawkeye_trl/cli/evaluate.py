@@ -1,5 +1,6 @@
 """`q-hawkeye evaluate`: correlations and errors against mean opinion scores, with intervals, tables and a page."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,26 @@ from .score import SOME_UNREADABLE
 Range = tuple[float, float]
 
 
+# Options that belong to one of the two ways to get scores; given with the other they would do nothing.
+_OF_DATA = [
+    "model",
+    "split",
+    "rollouts",
+    "batch_size",
+    "max_new_tokens",
+    "max_pixels",
+    "dtype",
+    "device",
+    "attn_implementation",
+    "backend",
+    "trust_remote_code",
+    "out",
+]
+_OF_FILES = ("score_range", "mos_range")
+
+
 def evaluate(
+    context: typer.Context,
     further: Annotated[
         list[str] | None, typer.Argument(metavar="DIR|FILE", help="Further folders or files of the same option.")
     ] = None,
@@ -56,9 +76,15 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Largest image that the model sees.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="For example cpu or cuda:1. By default the accelerator, if there is one.")
+    ] = None,
+    attn_implementation: Annotated[str | None, typer.Option(help="For example flash_attention_2.")] = None,
     backend: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing outputs and unfinished scores.")
+    ] = False,
 ) -> None:
     """
     Evaluate scores against mean opinion scores.
@@ -69,12 +95,13 @@ def evaluate(
     """
     from ..evaluation.presets import get_preset
     from ..evaluation.tables import read_tables
-    from ..files import check_output
+    from ..files import check_outputs
 
-    scores, data = _inputs(scores, data, further, model, out)
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    scores, data = _inputs(scores, data, further, given)
     protocol = None if preset is None else get_preset(preset)
-    for path in filter(None, (json_out, markdown_out, html, out)):
-        check_output(path, overwrite=overwrite)
+    check_outputs(json_out, markdown_out, html, out, overwrite=overwrite)
     ranges = {"score_range": score_range, "mos_range": mos_range}
     others = [table for file in compare or () for table in read_tables(file, **ranges)]
     job: dict[str, Any] = {
@@ -98,21 +125,29 @@ def evaluate(
         "dtype": dtype,
         "backend": backend,
     }
-    _score_and_report(
-        data, model, split, out, asked, job, outputs, batch_size=batch_size, trust_remote_code=trust_remote_code
-    )
+    loading = {
+        "batch_size": batch_size,
+        "device": device,
+        "attn_implementation": attn_implementation,
+        "trust_remote_code": trust_remote_code,
+    }
+    _score_and_report(data, model, split, out, overwrite, asked, loading, job, outputs)
 
 
 def _inputs(
-    scores: list[str] | None, data: list[str] | None, further: list[str] | None, model: str | None, out: str | None
+    scores: list[str] | None, data: list[str] | None, further: list[str] | None, given: set[str]
 ) -> tuple[list[str], list[str]]:
     """The files and the folders; `--data A B` gives the second one as an argument."""
     if bool(scores) == bool(data):
         raise ValueError("Name either files of scores (--scores FILE…) or prepared data (--model M --data DIR…).")
-    if scores and model is not None:
-        raise ValueError("--scores needs no --model: the file holds its scores; --data DIR… has images to score.")
-    if scores and out is not None:
-        raise ValueError("--out keeps the scores that --data makes; with --scores they stand in a file already.")
+    idle = [name for name in _OF_DATA if scores and name in given]
+    if idle:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise ValueError(f"--scores needs no {options}: the file holds its scores; --data DIR… has images to score.")
+    idle = [name for name in _OF_FILES if data and name in given and "compare" not in given]
+    if idle:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise ValueError(f"{options} names a scale in the files of --scores or --compare; --data has its own, 1 to 5.")
     more = list(further or ())
     return (scores + more, []) if scores else ([], (data or []) + more)
 
@@ -122,50 +157,44 @@ def _score_and_report(
     model: str | None,
     split: str | None,
     out: str | None,
+    overwrite: bool,
     asked: dict,
+    loading: dict,
     job: dict,
     outputs: dict,
-    **loading: Any,
 ) -> None:
-    import shutil
-    import tempfile
-
-    from ..demo.policy import demo_policy_path
-    from ..report.labelled import find_labelled, score_labelled, tables_of, write_rows
-    from .score import _processes
+    from ..evaluation.results import matched
+    from ..report.labelled import find_labelled, score_labelled, tables_of, unscored_tables, write_rows
+    from ..scoring.run import model_stamp, scores_folder
+    from .scorers import chosen_policy, launched_processes, make_scorer
 
     images = find_labelled(data, split=split, preset=job["preset"])
-    processes, device = _processes()
-    first = processes.number == 0
-    if model is None and first:
-        print("No --model: the bundled toy policy scores; what it says of photographs means little.", file=sys.stderr)
-    if out is None and processes.count > 1:
-        raise ValueError("Several processes need a file where their scores meet: name one by --out.")
-
-    def load():
-        from transformers.utils import logging
-
-        from ..scoring.scorer import HawkeyeScorer
-
-        logging.disable_progress_bar()  # of the loading of weights
-        return HawkeyeScorer(model or demo_policy_path(), device=device, **asked, **loading)
-
-    name = model or "bundled toy policy"
-    folder = tempfile.mkdtemp(prefix="q-hawkeye-") if out is None else f"{out}.partial"
+    matched(unscored_tables(images), job["others"], job["other_name"])  # before hours are spent on the scores
+    processes, own_device = launched_processes()
+    loading["device"] = loading["device"] or own_device
+    policy, name = chosen_policy(model, first=processes.number == 0)
     try:
-        scored = score_labelled(images, load, settings={"model": name, **asked}, folder=folder, processes=processes)
+        with scores_folder(out, processes) as folder:
+            scored = score_labelled(
+                images,
+                lambda: make_scorer(policy, **asked, **loading),
+                settings={"model": name, "weights": model_stamp(policy), **asked},
+                folder=folder,
+                overwrite=overwrite,
+                processes=processes,
+                say=lambda text: print(text, file=sys.stderr),
+            )
+            if scored is None:  # not the first process
+                return
+            tables, rows = tables_of(images, scored)
+            if out is not None:
+                write_rows(out, rows)
+                shutil.rmtree(folder, ignore_errors=True)
     except KeyboardInterrupt:
-        print("\nInterrupted." + ("" if out is None else " The same command goes on."), file=sys.stderr)
+        if processes.number == 0:
+            goes_on = "." if out is None else "; the same command goes on with what is done."
+            print(f"\nInterrupted{goes_on}", file=sys.stderr)
         raise typer.Exit(130) from None
-    finally:
-        if out is None:
-            shutil.rmtree(folder, ignore_errors=True)
-    if scored is None:  # not the first process
-        return
-    tables, rows = tables_of(images, scored)
-    if out is not None:
-        write_rows(out, rows)
-        shutil.rmtree(folder, ignore_errors=True)
     facts = {"model": name, "answers": "greedy" if asked["rollouts"] is None else f"{asked['rollouts']} rollouts"}
     by_image = {(label["dataset"], label["image_id"]): each for label, each in zip(images.labels, scored, strict=True)}
     _report(tables, job, outputs, facts, scored=by_image, picture_of=images.picture)

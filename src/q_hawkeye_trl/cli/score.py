@@ -55,11 +55,15 @@ def score(
     """
     from rich.console import Console
 
-    from ..demo.policy import demo_policy_path
-    from ..scoring.run import check_outputs, model_stamp, score_run
+    from ..files import check_outputs
+    from ..scoring.run import model_stamp, score_run
     from ..scoring.sources import find_images
     from ..scoring.summary import print_summary
+    from ..scoring.table import check_table_path
+    from .scorers import chosen_policy, launched_processes, make_scorer
 
+    if out is not None:
+        check_table_path(out)
     check_outputs(out, html, overwrite=overwrite)
     sources = find_images(paths, split)
     asked: dict[str, Any] = {
@@ -73,20 +77,8 @@ def score(
         "dtype": dtype,
         "backend": backend,
     }
-    processes, own_device = _processes()
-    first = processes.number == 0
-
-    def say(text: str) -> None:
-        if first:
-            print(text, file=sys.stderr)
-
-    if model is None:
-        say(
-            "No --model: the bundled toy policy scores (0.8 million parameters, trained on synthetic pictures). It "
-            "shows how things work; its scores of photographs mean little."
-        )
-    policy = str(demo_policy_path()) if model is None else model
-
+    processes, own_device = launched_processes()
+    policy, name = chosen_policy(model, first=processes.number == 0)
     loading: dict[str, Any] = {
         "batch_size": batch_size,
         "attn_implementation": attn_implementation,
@@ -95,18 +87,20 @@ def score(
     }
     try:
         summary = score_run(
-            lambda: _scorer(policy, **asked, **loading),
+            lambda: make_scorer(policy, **asked, **loading),
             sources,
-            settings={"model": model or "bundled toy policy", "weights": model_stamp(policy), **asked},
+            settings={"model": name, "weights": model_stamp(policy), **asked},
             out=out,
             html=html,
             reasoning=reasoning,
             overwrite=overwrite,
             processes=processes,
-            say=say,
+            say=lambda text: print(text, file=sys.stderr),
         )
     except KeyboardInterrupt:
-        say("\nInterrupted." if out is None else "\nInterrupted; the same command goes on with what is done.")
+        if processes.number == 0:
+            goes_on = "." if out is None else "; the same command goes on with what is done."
+            print(f"\nInterrupted{goes_on}", file=sys.stderr)
         raise typer.Exit(130) from None
     if summary is None:
         return
@@ -115,36 +109,3 @@ def score(
         print(f"wrote {path}")
     if summary.broken:
         raise typer.Exit(SOME_UNREADABLE)
-
-
-def _scorer(policy: str, **options: Any):
-    from transformers.utils import logging
-
-    from ..scoring.scorer import HawkeyeScorer
-
-    logging.disable_progress_bar()  # of the loading of weights
-    try:
-        return HawkeyeScorer(policy, **options)
-    except ImportError as error:
-        if options["backend"] == "vllm":  # not installed
-            raise ValueError(str(error)) from error
-        raise
-
-
-def _processes():
-    """The processes that a launcher started, and this one's device; one process and the default device without."""
-    import atexit
-    import os
-    from datetime import timedelta
-
-    from ..scoring.run import Processes
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes(), None
-    import torch
-    from accelerate import PartialState
-
-    # a process that is done waits for the others, which may take long
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    atexit.register(state.destroy_process_group)
-    return Processes(state.process_index, state.num_processes, state.wait_for_everyone), state.device

@@ -35,7 +35,7 @@ def compare_tables(
     Raises:
         `ValueError`: The images, their labels or their groups differ; the message names one that does.
     """
-    _check_same(first, second)
+    check_same(first, second)
     answers, mos = target_of(first, target), first.mos
     scores = [np.where(np.isnan(table.score), MIDDLE, table.score) for table in (first, second)]
     curves = [fit_logistic(score, answers) for score in scores]
@@ -59,7 +59,8 @@ def compare_tables(
     return result
 
 
-def _check_same(first: ScoreTable, second: ScoreTable) -> None:
+def check_same(first: ScoreTable, second: ScoreTable) -> None:
+    """Checks that two tables have the same images, labels and groups; parameters and errors as [`compare_tables`]."""
     odd = sorted(set(first.image_id) ^ set(second.image_id))
     if odd:
         raise ValueError(

@@ -155,14 +155,17 @@ def breakdown(table: ScoreTable, labels: tuple[str, ...], target: str = "mos") -
         minus MOS; over the images with a score.
     """
     answers, parsed = target_of(table, target), ~np.isnan(table.score)
+    members: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        members.setdefault(label, []).append(row)
     parts = {}
-    for label in sorted(set(labels)):
-        part = np.array([own == label for own in labels])
-        rows = part & parsed
-        some = bool(rows.any())
+    for label in sorted(members):
+        part = np.array(members[label])
+        rows = part[parsed[part]]
+        some = len(rows) > 0
         score, mos = table.score[rows], table.mos[rows]
         parts[label] = {
-            "images": int(part.sum()),
+            "images": len(part),
             "coverage": float(parsed[part].mean()),
             "plcc": plcc(score, answers[rows]) if some else float("nan"),
             "srcc": srcc(score, answers[rows]) if some else float("nan"),

@@ -93,12 +93,12 @@ def evaluate_held_out(
     }
     sampled = sampled_scores(model, processor, images, passes=passes, seed=seed, **options)
     greedy = greedy_scores(model, processor, images, **options)
-    # clamped as rewards and uncertainty clamp them: one absurd answer would own a linear correlation
-    sampled, greedy = sampled.clip(score_min, score_max), greedy.clip(score_min, score_max)
-    return held_out_metrics(sampled, greedy, mos, middle=(score_min + score_max) / 2)
+    return held_out_metrics(sampled, greedy, mos, score_min=score_min, score_max=score_max)
 
 
-def held_out_metrics(sampled: np.ndarray, greedy: np.ndarray, mos: np.ndarray, *, middle: float) -> dict[str, float]:
+def held_out_metrics(
+    sampled: np.ndarray, greedy: np.ndarray, mos: np.ndarray, *, score_min: float, score_max: float
+) -> dict[str, float]:
     """
     Computes the figures of [`evaluate_held_out`] from the scores of each image.
 
@@ -109,12 +109,15 @@ def held_out_metrics(sampled: np.ndarray, greedy: np.ndarray, mos: np.ndarray, *
             Greedy scores, `nan` where an answer had none.
         mos (`np.ndarray` of shape `(N,)`):
             Mean opinion scores.
-        middle (`float`):
-            Score that stands for a missing one in the correlations.
+        score_min (`float`), score_max (`float`):
+            Ends of the scale, to which scores are clamped; its middle stands for a missing score in the correlations.
 
     Returns:
         `dict[str, float]`: Keys as in [`evaluate_held_out`].
     """
+    # clamped as rewards and uncertainty clamp them: one absurd answer would own a linear correlation
+    sampled, greedy = sampled.clip(score_min, score_max), greedy.clip(score_min, score_max)
+    middle = (score_min + score_max) / 2
     filled, filled_greedy = np.where(np.isnan(sampled), middle, sampled), np.where(np.isnan(greedy), middle, greedy)
     return {
         "srcc_sampled": float(np.mean([srcc(row, mos) for row in filled])),
@@ -134,14 +137,20 @@ def sampled_scores(
     prompts: Sequence[list[dict]] | None = None,
     passes: int = 4,
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
     batch_size: int = 128,
     max_new_tokens: int = 24,
     score_fn: ScoreFunction = parse_score,
     progress: bool = True,
 ) -> np.ndarray:
     """
-    Samples answers at temperature 1 from the whole vocabulary and reads their scores; parameters as in
+    Samples answers at temperature 1 from the whole vocabulary and reads their scores; further parameters as in
     [`evaluate_held_out`].
+
+    Args:
+        numbers (`Sequence[int]` of length N, *optional*):
+            Numbers of the images in the whole set that these are a share of. The seed of a batch depends on that of
+            its first image, so that shares of one set don't draw the same random numbers. By default 0 to N - 1.
 
     Returns:
         `np.ndarray` of shape `(passes, N)`: Scores, `nan` where an answer has none.
@@ -149,7 +158,11 @@ def sampled_scores(
     if passes < 1:
         raise ValueError(f"`passes` must be at least 1, got {passes}.")
     config = _generation_config(processor, max_new_tokens, do_sample=True, temperature=1.0, top_p=1.0, top_k=0)
-    return _generated_scores(model, processor, images, prompts, config, passes, seed, batch_size, score_fn, progress)
+    if numbers is None:
+        numbers = range(len(images))
+    return _generated_scores(
+        model, processor, images, prompts, config, passes, seed, numbers, batch_size, score_fn, progress
+    )
 
 
 def greedy_scores(
@@ -171,7 +184,10 @@ def greedy_scores(
         `np.ndarray` of shape `(N,)`: Scores, `nan` where an answer has none.
     """
     config = _generation_config(processor, max_new_tokens, do_sample=False)
-    return _generated_scores(model, processor, images, prompts, config, 1, 0, batch_size, score_fn, progress)[0]
+    numbers = range(len(images))
+    return _generated_scores(model, processor, images, prompts, config, 1, 0, numbers, batch_size, score_fn, progress)[
+        0
+    ]
 
 
 def _generated_scores(
@@ -182,6 +198,7 @@ def _generated_scores(
     config: GenerationConfig,
     passes: int,
     seed: int,
+    numbers: Sequence[int],
     batch_size: int,
     score_fn: ScoreFunction,
     progress: bool,
@@ -203,7 +220,7 @@ def _generated_scores(
                 inputs = _prompt_inputs(processor, images[part], prompts[part]).to(model.device)
                 for number in range(passes):
                     # every pass and batch has a seed of its own, so that a further pass changes no earlier one
-                    torch.manual_seed((seed * 1_000_003 + number) * 1_000_003 + start)
+                    torch.manual_seed((seed * 1_000_003 + number) * 1_000_003 + numbers[start])
                     texts = _answers(model, processor, inputs, config)
                     values = [score_fn(text) for text in texts]
                     row = [np.nan if value is None else value for value in values]

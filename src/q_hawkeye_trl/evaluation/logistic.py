@@ -58,7 +58,8 @@ def fit_logistic(predicted: ArrayLike, target: ArrayLike, start: Logistic | None
             Mean opinion scores, on any scale.
         start ([`Logistic`], *optional*):
             Where to start. By default VQEG's initial parameters (extremes of the target, mean and a quarter of the
-            standard deviation of the scores), a curve that is nearly a straight line, and one that is nearly a step.
+            standard deviation of the scores), a curve that is nearly a straight line, one that is nearly a step, and
+            one by the quartiles of the scores.
 
     Returns:
         [`Logistic`] or `None`: The best curve found. `None` when either side is constant, for fewer than
@@ -130,7 +131,11 @@ def _starts(predicted: np.ndarray, target: np.ndarray) -> list[Logistic]:
     slope = np.polyfit(predicted - centre, target, 1)[0]
     wide = 10 * deviation
     line = Logistic(target.mean() + 2 * slope * wide, target.mean() - 2 * slope * wide, centre, wide)
-    return [Logistic(high, low, centre, deviation / 4), line, Logistic(high, low, centre, deviation / 40)]
+    starts = [Logistic(high, low, centre, deviation / 4), line, Logistic(high, low, centre, deviation / 40)]
+    lower, median, upper = np.quantile(predicted, [0.25, 0.5, 0.75])
+    if upper > lower:  # one absurd score owns mean and deviation, but no quartile
+        starts.append(Logistic(high, low, median, (upper - lower) / 2))
+    return starts
 
 
 def _descend(predicted: np.ndarray, target: np.ndarray, start: Logistic, effort: int) -> tuple[float, Logistic]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .compare import compare_tables
+from .compare import check_same, compare_tables
 from .distortions import distortion_of
 from .figures import MIDDLE, breakdown, set_figures
 from .intervals import DRAWS
@@ -96,21 +96,12 @@ def evaluate_sets(
     Raises:
         `ValueError`: A name twice, or a set that the other model has not scored.
     """
-    names = [table.name for table in tables]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(f"Two sets are named {', '.join(sorted(twice))}; rename a file or a `dataset` value.")
-    other_tables = {table.name: table for table in others}
-    missing = [name for name in names if others and name not in other_tables]
-    if missing and not (len(tables) == len(others) == 1):
-        raise ValueError(f"{other_name} has no scores of {', '.join(missing)} (it has {', '.join(other_tables)}).")
     results = []
-    for table in tables:
+    for table, other in zip(tables, matched(tables, others, other_name), strict=True):
         say(table.name)
         target = preset.target if preset is not None and table.mos_raw is not None else "mos"
         comparison = None
-        if others:
-            other = other_tables.get(table.name, others[0])
+        if other is not None:
             comparison = {
                 "other": other_name,
                 **compare_tables(table, other, target=target, draws=draws, seed=seed),
@@ -129,6 +120,39 @@ def evaluate_sets(
             )
         )
     return results
+
+
+def matched(
+    tables: Sequence[ScoreTable], others: Sequence[ScoreTable], other_name: str
+) -> list[ScoreTable] | list[None]:
+    """
+    Finds for each set the other model's table of the same images.
+
+    Args:
+        tables (`Sequence[ScoreTable]`), others (`Sequence[ScoreTable]`), other_name (`str`):
+            As in [`evaluate_sets`]; the scores don't matter, so that it can be asked before there are any.
+
+    Returns:
+        `list[ScoreTable]` or `list[None]`: One for each of `tables`; `None` without another model. Of one set and one
+        other the names need not agree.
+
+    Raises:
+        `ValueError`: As [`evaluate_sets`] and [`~evaluation.compare.compare_tables`].
+    """
+    names = [table.name for table in tables]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"Two sets are named {', '.join(sorted(twice))}; rename a file or a `dataset` value.")
+    if not others:
+        return [None] * len(tables)
+    by_name = {table.name: table for table in others}
+    missing = [name for name in names if name not in by_name]
+    if missing and not (len(tables) == len(others) == 1):
+        raise ValueError(f"{other_name} has no scores of {', '.join(missing)} (it has {', '.join(by_name)}).")
+    found = [by_name.get(name, others[0]) for name in names]
+    for table, other in zip(tables, found, strict=True):
+        check_same(table, other)
+    return found
 
 
 def as_json(results: Sequence[SetResult], preset: Preset | None = None) -> dict:
@@ -174,10 +198,12 @@ def _warnings(table: ScoreTable, figures: dict, preset: Preset | None) -> list[s
             "with failures."
         )
     if table.out_of_range:
-        warnings.append(f"{table.out_of_range} scores lie outside of the scale; they count as they are.")
+        warnings.append(f"Scores that lie outside of the scale: {table.out_of_range}; they count as they are.")
     if figures["logistic"] is not None and not figures["logistic"]["rises"]:
         warnings.append("The fitted curve falls: higher scores go with lower MOS, which the fitted PLCC hides.")
-    if figures["resampled"] == "group" and figures["units"] < 40:
+    if figures["resampled"] == "group" and figures["units"] == 1:
+        warnings.append("All images are made from one reference: there is nothing to draw, so there are no intervals.")
+    elif figures["resampled"] == "group" and figures["units"] < 40:
         warnings.append(
             f"{figures['units']} references: with so few the intervals tend to be somewhat too narrow (about 90% "
             "instead of 95% at 20)."

@@ -1,5 +1,7 @@
 """The held-out figures of a policy in training, with the images shared out over the ranks."""
 
+import math
+
 import numpy as np
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -22,7 +24,7 @@ def evaluate_sharded(
 ) -> dict[str, float]:
     """
     Measures the policy of a trainer on held-out images; every rank must call it and gets the same figures. Sampled
-    figures depend on the number of ranks, since each draws for its own share.
+    figures depend on the number of ranks, since each draws for its own share; no two ranks draw the same numbers.
 
     Args:
         trainer ([`~trl.GRPOTrainer`]):
@@ -44,7 +46,7 @@ def evaluate_sharded(
         `dict[str, float]`: As [`~evaluation.held_out.evaluate_held_out`].
     """
     accelerator, args = trainer.accelerator, trainer.args
-    own = list(range(accelerator.process_index, len(rows), accelerator.num_processes))
+    own = _share(len(rows), accelerator.process_index, accelerator.num_processes)
     own_rows = rows.select(own)
     images = own_rows["images" if "images" in rows.column_names else "image"]
     options = {
@@ -60,11 +62,22 @@ def evaluate_sharded(
         gather_deepspeed3_params=args.ds3_gather_for_generation,
         gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,  # turned off meanwhile, and on again
     ) as model:
-        sampled = sampled_scores(model, trainer.processing_class, images, passes=passes, seed=seed, **options)
+        sampled = sampled_scores(
+            model, trainer.processing_class, images, passes=passes, seed=seed, numbers=own, **options
+        )
         greedy = greedy_scores(model, trainer.processing_class, images, **options)
     shares = gather_object([(own, sampled, greedy)])  # a list with one share a rank
-    order = np.argsort(np.concatenate([share[0] for share in shares]))
+    # the place of each image's first scores: what fills up a share comes last
+    order = np.unique(np.concatenate([share[0] for share in shares]), return_index=True)[1]
     sampled = np.concatenate([share[1] for share in shares], axis=1)[:, order]
     greedy = np.concatenate([share[2] for share in shares])[order]
-    sampled, greedy = (scores.clip(args.score_min, args.score_max) for scores in (sampled, greedy))
-    return held_out_metrics(sampled, greedy, np.asarray(rows["mos"]), middle=(args.score_min + args.score_max) / 2)
+    mos = np.asarray(rows["mos"])
+    return held_out_metrics(sampled, greedy, mos, score_min=args.score_min, score_max=args.score_max)
+
+
+def _share(count: int, rank: int, ranks: int) -> list[int]:
+    """
+    Numbers of a rank's images: every `ranks`-th one, filled up from the front to one length on all ranks. Under ZeRO-3
+    the ranks generate in step, and one with fewer batches would leave the others waiting for ever.
+    """
+    return [number % count for number in range(rank, ranks * math.ceil(count / ranks), ranks)]

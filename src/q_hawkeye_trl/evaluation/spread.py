@@ -9,6 +9,8 @@ from .metrics import srcc
 REJECTED = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 """Shares of the images, those of the largest spread, that the table of errors leaves out."""
 
+_ROUNDING = 1e-12  # relative: sums of equal errors differ by less
+
 
 class RiskCoverage(NamedTuple):
     """
@@ -36,7 +38,11 @@ class RiskCoverage(NamedTuple):
         worse than chance; `nan` when all errors are equal.
         """
         chance, best = self.risk[-1], self.oracle.mean()
-        return float((chance - self.risk.mean()) / (chance - best)) if chance > best else float("nan")
+        rounding = _ROUNDING * abs(chance)
+        if not chance - best > rounding:
+            return float("nan")
+        gain = chance - self.risk.mean()
+        return float(gain / (chance - best)) if abs(gain) > rounding else 0.0
 
     def at(self, rejected: float) -> float:
         """Mean absolute error after leaving out a share in [0, 1); at least one image is kept."""

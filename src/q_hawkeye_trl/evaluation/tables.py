@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -111,7 +112,12 @@ def read_tables(
     for where, row in _rows(path):
         for column in ("image_id", "score", "mos"):
             if column not in row:
-                raise ValueError(f"{where}: there is no `{column}`; each row needs image_id, score and mos.")
+                raise ValueError(
+                    f"{where}: there is no `{column}`, but {', '.join(row) or 'nothing'}; each row needs image_id, "
+                    "score and mos (in CSV separated by commas)."
+                )
+        if row["image_id"] in (None, ""):
+            raise ValueError(f"{where}: `image_id` is empty; give every image its name.")
         sets.setdefault(_text(row.get("dataset") or path.stem), []).append((where, row))
     if not sets:
         raise ValueError(f"{path} holds no rows: expected one for each image.")
@@ -176,36 +182,54 @@ def build_table(
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping]]:
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise ValueError(f"{where}: expected {len(reader.fieldnames or [])} values, as the header has.")
-                yield where, row
-    elif path.suffix in (".jsonl", ".ndjson"):
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{where} is not JSON ({error}); expected one object a line.") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
-                yield where, row
-    else:
+    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".ndjson": _json_rows}
+    if path.suffix.lower() not in readers:
         raise ValueError(f"{path}: expected a file that ends in .csv or .jsonl.")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield from readers[path.suffix.lower()](path, file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8.") from error
+
+
+def _csv_rows(path: Path, file: IO[str]) -> Iterator[tuple[str, Mapping]]:
+    reader = csv.DictReader(file)
+    try:
+        names = reader.fieldnames or []
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{path}, line 1: the column {', '.join(twice)} stands there twice; keep one of them.")
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise ValueError(f"{where}: expected {len(names)} values, as the header has.")
+            yield where, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, after line {reader.line_num}: not CSV ({error}): is a quote left open?") from error
+
+
+def _json_rows(path: Path, file: IO[str]) -> Iterator[tuple[str, Mapping]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not JSON ({error}); expected one object a line.") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
+        yield where, row
 
 
 def _number(value: object, where: str, column: str, optional: bool) -> float:
     empty = value is None or (isinstance(value, str) and not value.strip())
     try:
         number = math.nan if empty or isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-        readable = not isinstance(value, bool)
+        # Python reads 3_0 as 30
+        readable = not isinstance(value, bool) and not (isinstance(value, str) and "_" in value)
+    except OverflowError:  # a JSON integer of hundreds of digits: no more finite than 1e999
+        number, readable = math.inf, True
     except (TypeError, ValueError):
         number, readable = math.nan, False
     if not readable or (not optional and not math.isfinite(number)):

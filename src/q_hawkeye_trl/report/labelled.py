@@ -16,7 +16,7 @@ from ..evaluation.presets import WHOLE, Preset
 from ..evaluation.tables import ScoreTable, build_table
 from ..files import without_nan, write_atomically
 from ..scoring.journal import Journal
-from ..scoring.run import Processes
+from ..scoring.run import Processes, fill
 from ..scoring.scored import ScoredImage
 from ..scoring.scorer import HawkeyeScorer
 from ..scoring.sources import ImageSource, find_images
@@ -93,8 +93,10 @@ def score_labelled(
     *,
     settings: Mapping[str, Any],
     folder: str | os.PathLike,
+    overwrite: bool = False,
     processes: Processes | None = None,
     progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[ScoredImage] | None:
     """
     Scores the images; a run that was cut off goes on with the scores in `folder`.
@@ -108,32 +110,35 @@ def score_labelled(
             What the scores depend on.
         folder (`str` or `os.PathLike`):
             Folder of the unfinished scores.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether unfinished scores are dropped.
         processes ([`~scoring.run.Processes`], *optional*):
             By default this one alone.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
+        say (`Callable[[str], None]`, *optional*):
+            Gets a line about scores that were there already.
 
     Returns:
         `list[ScoredImage]` in the order of the images in the first process, `None` in the others.
 
     Raises:
         `ValueError`: The folder holds scores of other settings.
+        `OSError`: An image file was replaced while the run went on.
     """
     processes = processes or Processes()
-    first = processes.number == 0
     journal = Journal(folder)
-    if first:
-        journal.start(settings)
-    processes.wait()
-    journal.start(settings)  # the same check in the others
-    missing = journal.missing(images.sources)
-    processes.wait()  # nobody writes before all have read
-    if missing:
-        share = (processes.number, processes.count)
-        scores = load_scorer().score_sources(images.sources, wanted=missing, share=share, progress=progress and first)
-        journal.append(processes.number, ((images.sources[number], scored) for number, scored in scores))
-    processes.wait()
-    return list(journal.scored(images.sources)) if first else None
+    fill(
+        journal,
+        load_scorer,
+        images.sources,
+        settings=settings,
+        overwrite=overwrite,
+        processes=processes,
+        progress=progress,
+        say=say,
+    )
+    return list(journal.scored(images.sources)) if processes.number == 0 else None
 
 
 def tables_of(images: LabelledImages, scored: Iterable[ScoredImage]) -> tuple[list[ScoreTable], list[dict]]:
@@ -168,6 +173,11 @@ def tables_of(images: LabelledImages, scored: Iterable[ScoredImage]) -> tuple[li
     for number, row in enumerate(rows):
         sets.setdefault(row["dataset"], []).append((f"row {number} ({row['image_id']})", row))
     return [build_table(name, part) for name, part in sets.items()], rows
+
+
+def unscored_tables(images: LabelledImages) -> list[ScoreTable]:
+    """The tables of [`tables_of`] without a score; `ValueError` where a label is wrong or an image stands twice."""
+    return tables_of(images, (ScoredImage(label["image_id"]) for label in images.labels))[0]
 
 
 def write_rows(path: str | Path, rows: Sequence[Mapping]) -> None:

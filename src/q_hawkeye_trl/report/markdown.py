@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..evaluation.presets import Preset
 from ..evaluation.results import SetResult
-from .wording import EXPLANATION, NAMES, QUOTED, comparison_rows, interval, number, units
+from .wording import EXPLANATION, NAMES, QUOTED, comparison_rows, counted, interval, number, units, with_interval
 
 
 def markdown_report(results: Sequence[SetResult], *, title: str, preset: Preset | None = None) -> str:
@@ -40,7 +40,7 @@ def summary_table(results: Sequence[SetResult]) -> str:
     rows = []
     for result in results:
         figures = result.figures
-        cells = [f"{number(figures[name])} {interval(figures, name)}" for name in NAMES]
+        cells = [with_interval(figures, name) for name in NAMES]
         rows.append([escape(result.name), str(figures["images"]), f"{figures['coverage']:.1%}", *cells])
     return _table(["set", "images", "scored", *NAMES.values()], rows)
 
@@ -59,7 +59,7 @@ def _one_set(result: SetResult) -> list[str]:
     ]
     parts = [
         f"## {escape(result.name)}",
-        f"{figures['images']} images, {figures['coverage']:.1%} with a score. {units(figures)}.",
+        f"{counted(figures['images'], 'image')}, {figures['coverage']:.1%} with a score. {units(figures)}.",
         *(f"> {escape(warning)}" for warning in result.warnings),
         _table(["figure", "scored images", "95%", "failures as 3", "95%"], rows),
     ]
@@ -72,9 +72,9 @@ def _one_set(result: SetResult) -> list[str]:
     spread = figures["spread"]
     if spread is not None:
         shares = [f"{row['rejected']:.0%}" for row in spread["risk_coverage"]]
-        said = f"SRCC {number(spread['spread_srcc'])} {interval(spread, 'spread_srcc')}"
+        srcc, gain = with_interval(spread, "spread_srcc"), with_interval(spread, "spread_gain", 2)
         parts += [
-            f"Spread against error: {said}, {number(spread['spread_gain'], 2)} of the possible gain.",
+            f"Spread against error: SRCC {srcc}, {gain} of the possible gain.",
             "MAE after leaving out the least certain images:",
             _table(shares, [[number(row["mae"]) for row in spread["risk_coverage"]]]),
         ]

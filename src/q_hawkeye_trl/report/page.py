@@ -14,7 +14,7 @@ from ..evaluation.results import SetResult
 from ..scoring.gallery import GalleryRow, page_environment, write_gallery
 from ..scoring.scored import ScoredImage
 from .plots import as_data_uri, residuals, risk, scatter
-from .wording import EXPLANATION, NAMES, QUOTED, interval, number, units, verdict
+from .wording import EXPLANATION, NAMES, QUOTED, counted, interval, number, units, verdict, with_interval
 
 PictureOf = Callable[[str, str], Image.Image | None]
 
@@ -65,6 +65,8 @@ def write_page(
         quoted=QUOTED,
         number=number,
         interval=interval,
+        with_interval=with_interval,
+        counted=counted,
         units=units,
         verdict=verdict,
         plots=[_plots(result) for result in results],

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ..evaluation.presets import Preset
 from ..evaluation.results import SetResult
-from .wording import NAMES, QUOTED, comparison_rows, interval, number, units
+from .wording import NAMES, QUOTED, comparison_rows, counted, interval, number, units, with_interval
 
 
 def print_report(results: Sequence[SetResult], console: Console, preset: Preset | None = None) -> None:
@@ -38,7 +38,8 @@ def print_report(results: Sequence[SetResult], console: Console, preset: Preset 
 
 def _print_figures(result: SetResult, console: Console, preset: Preset | None) -> None:
     figures, whole = result.figures, result.figures["with_failures"]
-    title = f"{_printable(result.name)}: {figures['images']} images, {figures['coverage']:.1%} with a score"
+    images = counted(figures["images"], "image")
+    title = f"{_printable(result.name)}: {images}, {figures['coverage']:.1%} with a score"
     table = Table(title=Text(title), title_justify="left", caption=Text(units(figures)), caption_justify="left")
     table.add_column("figure")
     for heading in ("scored images", "95%", "failures as 3", "95%"):
@@ -63,10 +64,9 @@ def _print_spread(spread: dict, console: Console) -> None:
     table.add_column("MAE of the rest", justify="right")
     for row in spread["risk_coverage"]:
         table.add_row(f"{row['rejected']:.0%}", number(row["mae"]))
-    gain = f"{number(spread['spread_gain'], 2)} {interval(spread, 'spread_gain', 2)}"
     caption = (
-        f"SRCC of spread and error {number(spread['spread_srcc'])} {interval(spread, 'spread_srcc')}; {gain} of the "
-        "possible gain (0 is chance, 1 an order by the true error)"
+        f"SRCC of spread and error {with_interval(spread, 'spread_srcc')}; {with_interval(spread, 'spread_gain', 2)} "
+        "of the possible gain (0 is chance, 1 an order by the true error)"
     )
     console.print(table)
     console.print(Text(caption))

@@ -28,6 +28,17 @@ def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{digits}f}"
 
 
+def with_interval(figures: Mapping, name: str, digits: int = 3) -> str:
+    """A figure and its interval; one dash where the figure is undefined."""
+    value = number(figures[name], digits)
+    return value if value == "–" else f"{value} {interval(figures, name, digits)}"
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things, such as `1 image` or `2 images`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def interval(figures: Mapping, name: str, digits: int = 3, sign: bool = False) -> str:
     """The interval of a figure in brackets; a dash where it is undefined."""
     low, high = figures[f"{name}_low"], figures[f"{name}_high"]
@@ -38,8 +49,8 @@ def interval(figures: Mapping, name: str, digits: int = 3, sign: bool = False) -
 
 def units(figures: Mapping) -> str:
     """What was resampled, in words."""
-    what = "references" if figures["resampled"] == "group" else "images"
-    return f"95% intervals over {figures['units']} {what}, {figures['draws']} draws, seed {figures['seed']}"
+    what = counted(figures["units"], "reference" if figures["resampled"] == "group" else "image")
+    return f"95% intervals over {what}, {figures['draws']} draws, seed {figures['seed']}"
 
 
 def comparison_rows(comparison: Mapping) -> list[list[str]]:

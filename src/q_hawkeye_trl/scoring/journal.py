@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +13,8 @@ from .scored import ScoredImage
 from .sources import ImageSource
 
 SETTINGS_FILE = "settings.json"
+
+_OWN = re.compile(r"settings\.(json|partial)|scores-\d+\.jsonl|table")
 
 
 class Journal:
@@ -36,8 +39,9 @@ class Journal:
                 What the scores depend on, as JSON has it.
 
         Raises:
-            `ValueError`: The folder holds scores that were made with other settings.
+            `ValueError`: The folder holds scores that were made with other settings, or files of somebody else.
         """
+        self._check_own()
         settings = json.loads(json.dumps(settings))
         file = self.folder / SETTINGS_FILE
         if file.is_file():
@@ -57,7 +61,8 @@ class Journal:
         partial.replace(file)
 
     def remove(self) -> None:
-        """Removes the folder."""
+        """Removes the folder; `ValueError` where it holds files of somebody else."""
+        self._check_own()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def lines(self) -> dict[str, tuple[str, Path, int]]:
@@ -67,6 +72,9 @@ class Journal:
         Returns:
             `dict[str, tuple[str, Path, int]]`: By the key of the image its stamp, and the file and the place in it of
             its last whole line.
+
+        Raises:
+            `ValueError`: A whole line is not what a run writes.
         """
         found = {}
         for file in sorted(self.folder.glob("scores-*.jsonl")):
@@ -74,12 +82,17 @@ class Journal:
             with open(file, "rb") as lines:
                 for line in lines:
                     if line.endswith(b"\n"):  # otherwise a crash cut it off
-                        entry = json.loads(line)
-                        found[entry["key"]] = (entry["stamp"], file, place)
+                        try:
+                            entry = json.loads(line)
+                            found[entry["key"]] = (entry["stamp"], file, place)
+                        except (ValueError, KeyError, TypeError) as error:
+                            raise ValueError(
+                                f"{file} is damaged at byte {place}: start anew by --overwrite, or cut it off there."
+                            ) from error
                     place += len(line)
         return found
 
-    def missing(self, sources: Sequence[ImageSource]) -> list[int]:
+    def missing(self, sources: Sequence[ImageSource]) -> dict[int, str]:
         """
         Lists the images without a score, or whose file has changed since.
 
@@ -88,30 +101,27 @@ class Journal:
                 All images.
 
         Returns:
-            `list[int]`: Their numbers.
+            `dict[int, str]`: Their numbers in order, each with the stamp of its image at this moment.
         """
         found = self.lines()
-        return [
-            number
-            for number, source in enumerate(sources)
-            if source.key not in found or found[source.key][0] != source.stamp()
-        ]
+        stamps = ((number, source.key, source.stamp()) for number, source in enumerate(sources))
+        return {number: stamp for number, key, stamp in stamps if key not in found or found[key][0] != stamp}
 
-    def append(self, process: int, entries: Iterable[tuple[ImageSource, ScoredImage]]) -> None:
+    def append(self, process: int, entries: Iterable[tuple[ImageSource, str, ScoredImage]]) -> None:
         """
         Writes scores to the file of a process, each as soon as it comes.
 
         Args:
             process (`int`):
                 Number of the process; no other one writes its file.
-            entries (`Iterable[tuple[ImageSource, ScoredImage]]`):
-                Images and their scores.
+            entries (`Iterable[tuple[ImageSource, str, ScoredImage]]`):
+                Images, their stamps from before they were read, and their scores.
         """
         path = self.folder / f"scores-{process}.jsonl"
         _cut_broken_line(path)
         with open(path, "a", encoding="ascii") as file:
-            for source, scored in entries:
-                file.write(json.dumps({"key": source.key, "stamp": source.stamp(), **asdict(scored)}) + "\n")
+            for source, stamp, scored in entries:
+                file.write(json.dumps({"key": source.key, "stamp": stamp, **asdict(scored)}) + "\n")
                 file.flush()
 
     def scored(self, sources: Sequence[ImageSource]) -> Iterator[ScoredImage]:
@@ -139,6 +149,16 @@ class Journal:
         finally:
             for file in files.values():
                 file.close()
+
+    def _check_own(self) -> None:
+        if not self.folder.is_dir():
+            return
+        foreign = [path.name for path in self.folder.iterdir() if not _OWN.fullmatch(path.name)]
+        if foreign:
+            raise ValueError(
+                f"{self.folder} holds {sorted(foreign)[0]}, which no scoring run has written: move it away, or name "
+                "another --out."
+            )
 
 
 def _cut_broken_line(path: Path) -> None:

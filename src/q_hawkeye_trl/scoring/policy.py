@@ -50,12 +50,12 @@ def load_policy(
         `FileNotFoundError`: There is no such folder, or the adapter's base is not there.
         `OSError`: The model can't be read.
         `ValueError`: The files lack weights of the model (it would answer with random ones), the adapter does not fit
-        its base, or an unknown dtype.
+        its base, an unknown dtype, or a device that is not there.
     """
     name = _checked_name(model)
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = torch.device(device or "cpu")
+    device = _checked_device(device or "cpu")
     if dtype is None:
         dtype = "float32" if device.type == "cpu" else "auto"
     if dtype not in DTYPES:
@@ -169,6 +169,16 @@ def _checked_name(model: str | os.PathLike) -> str:
     if looks_local and not os.path.isdir(name):
         raise FileNotFoundError(f"There is no model folder {name}: correct the path, or give a name of the Hub.")
     return name
+
+
+def _checked_device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not built in, or not there
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"The device {name} can't be used ({reason}): name another one, for example cpu.") from error
+    return device
 
 
 def _adapter_config(name: str) -> PeftConfig | None:

@@ -12,13 +12,16 @@ from typing import Any
 
 from PIL import Image
 
-from ..files import check_output
+from ..files import check_outputs
 from .gallery import GalleryRow, write_gallery
 from .journal import Journal
+from .policy import adapter_base
 from .scorer import HawkeyeScorer
 from .sources import ImageSource
 from .summary import Summary, summarize
 from .table import check_table_path, write_table
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -40,33 +43,9 @@ class Processes:
     wait: Callable[[], None] = lambda: None
 
 
-def check_outputs(out: str | os.PathLike | None, html: str | os.PathLike | None, *, overwrite: bool) -> None:
-    """
-    Checks that the outputs of a run can be written, before any time is spent on it.
-
-    Args:
-        out (`str` or `os.PathLike`, *optional*):
-            Table to write.
-        html (`str` or `os.PathLike`, *optional*):
-            Page to write.
-        overwrite (`bool`):
-            Whether existing files may be replaced.
-
-    Raises:
-        `FileExistsError`: A file exists.
-        `OSError`: Its folder can't be written to.
-        `ValueError`: `out` has another ending than a table has.
-    """
-    if out is not None:
-        check_table_path(out)
-    for path in (out, html):
-        if path is not None:
-            check_output(path, overwrite=overwrite)
-
-
 def model_stamp(model: str | os.PathLike) -> str:
     """
-    Returns what changes when the weights in a model's folder are replaced.
+    Returns what changes when the weights in a model's folder are replaced, for an adapter also those of its base.
 
     Args:
         model (`str` or `os.PathLike`):
@@ -75,9 +54,56 @@ def model_stamp(model: str | os.PathLike) -> str:
     Returns:
         `str`: 16 hexadecimal digits, or `""`.
     """
-    files = [file for file in sorted(Path(model).glob("*")) if file.suffix in (".safetensors", ".bin", ".pt", ".pth")]
+    folders = dict.fromkeys((Path(model), Path(adapter_base(model)[0]))) if Path(model).is_dir() else {}
+    files = [file for folder in folders for file in sorted(folder.glob("*")) if file.suffix in _WEIGHTS]
     marks = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
     return hashlib.blake2b("\n".join(marks).encode(), digest_size=8).hexdigest() if marks else ""
+
+
+def fill(
+    journal: Journal,
+    load_scorer: Callable[[], HawkeyeScorer],
+    sources: Sequence[ImageSource],
+    *,
+    settings: Mapping[str, Any],
+    processes: Processes,
+    overwrite: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """
+    Scores the images that have no score in a journal yet; parameters and errors as in [`score_run`].
+
+    Args:
+        journal ([`~scoring.journal.Journal`]):
+            Where the scores go; the same folder in every process. Afterwards it has one for each image.
+    """
+    first = processes.number == 0
+    processes.wait()
+    if first:
+        if overwrite:
+            journal.remove()
+        journal.start(settings)
+    processes.wait()
+    journal.start(settings)  # in the others: the same check, so that all of them stop
+    missing = journal.missing(sources)
+    processes.wait()  # nobody writes before all have read
+    if first and len(missing) < len(sources):
+        known = len(sources) - len(missing)
+        say(f"{known} of {len(sources)} images have their score from before ({journal.folder}).")
+    if missing:
+        try:
+            scorer = load_scorer()
+        except BaseException:
+            if first and len(missing) == len(sources):
+                journal.remove()  # it holds nothing
+            raise
+        share = (processes.number, processes.count)
+        scores = scorer.score_sources(sources, wanted=list(missing), share=share, progress=progress and first)
+        journal.append(processes.number, ((sources[number], missing[number], each) for number, each in scores))
+    processes.wait()
+    if first and journal.missing(sources):
+        raise OSError("Images were left out or changed in the meantime; the same command scores them.")
 
 
 def score_run(
@@ -128,42 +154,26 @@ def score_run(
 
     Raises:
         `ValueError`: Several processes without `out`, or unfinished scores that were made with other settings.
-        `OSError`: See [`check_outputs`]; or an image file was replaced while the run went on.
+        `OSError`: See [`~files.check_outputs`]; or an image file was replaced while the run went on.
     """
     processes = processes or Processes()
-    first = processes.number == 0
-    if out is None and processes.count > 1:
-        raise ValueError("Several processes need a file where their scores meet: name one by --out.")
+    if out is not None:
+        check_table_path(out)
     check_outputs(out, html, overwrite=overwrite)
-    with _folder(out) as folder:
+    with scores_folder(out, processes) as folder:
         journal = Journal(folder)
-        processes.wait()
-        if first:
-            if overwrite:
-                journal.remove()
-            journal.start(settings)
-        processes.wait()
-        journal.start(settings)  # in the others: the same check, so that all of them stop
-        missing = journal.missing(sources)
-        processes.wait()  # nobody writes before all have read
-        if first and len(missing) < len(sources):
-            say(f"{len(sources) - len(missing)} of {len(sources)} images have their score from before ({folder}).")
-        if missing:
-            try:
-                scorer = load_scorer()
-            except BaseException:
-                if first and len(missing) == len(sources):
-                    journal.remove()  # it holds nothing
-                raise
-            scores = scorer.score_sources(
-                sources, wanted=missing, share=(processes.number, processes.count), progress=progress and first
-            )
-            journal.append(processes.number, ((sources[number], scored) for number, scored in scores))
-        processes.wait()
-        if not first:
+        fill(
+            journal,
+            load_scorer,
+            sources,
+            settings=settings,
+            overwrite=overwrite,
+            processes=processes,
+            progress=progress,
+            say=say,
+        )
+        if processes.number != 0:
             return None
-        if journal.missing(sources):
-            raise OSError("Images were left out or changed in the meantime; the same command scores them.")
         summary = summarize(journal.scored(sources))
         if out is not None:
             write_table(out, journal.scored(sources), journal.folder / "table", reasoning=reasoning)
@@ -174,7 +184,24 @@ def score_run(
 
 
 @contextmanager
-def _folder(out: str | os.PathLike | None) -> Iterator[Path]:
+def scores_folder(out: str | os.PathLike | None, processes: Processes) -> Iterator[Path]:
+    """
+    Names the folder of the unfinished scores: beside the output, or one that is gone in the end.
+
+    Args:
+        out (`str` or `os.PathLike`, *optional*):
+            File that the scores are for.
+        processes ([`Processes`]):
+            The processes of the run.
+
+    Yields:
+        `Path`: `OUT.partial`, which the run itself removes when it is done; without `out` a temporary folder.
+
+    Raises:
+        `ValueError`: Several processes without `out`.
+    """
+    if out is None and processes.count > 1:
+        raise ValueError("Several processes need a file where their scores meet: name one by --out.")
     if out is not None:
         yield Path(out).with_name(Path(out).name + ".partial")
     else:

@@ -56,7 +56,7 @@ class HawkeyeScorer:
             As in [`~scoring.policy.load_policy`]; not for a loaded model.
 
     Raises:
-        `ValueError`: An argument is out of range, or a loaded model comes without its processor.
+        `ValueError`: An argument is out of range or would do nothing, or a loaded model comes without its processor.
         `ImportError`: The backend is not installed.
 
     Example:
@@ -111,18 +111,23 @@ class HawkeyeScorer:
             "trust_remote_code": trust_remote_code,
         }
         self.answer_batch: Any
+        placing: dict[str, Any] = {"device": device, "attn_implementation": attn_implementation}
+        if isinstance(model, str | os.PathLike):
+            _check_unused("a loaded model", processor=processor)
         if backend == "vllm":
             from .vllm_answers import VllmAnswers
 
             if not isinstance(model, str | os.PathLike):
                 raise ValueError("vLLM loads a model by itself: pass its folder or name, not a loaded model.")
+            _check_unused("the backend transformers (vLLM: see `engine_options`, CUDA_VISIBLE_DEVICES)", **placing)
             self.answer_batch = VllmAnswers(model, engine_options=engine_options, **loading, **asked)
         else:
             if engine_options:
                 raise ValueError("`engine_options` are vLLM's: they need backend='vllm'.")
             if isinstance(model, str | os.PathLike):
-                loading |= {"device": device, "attn_implementation": attn_implementation}
-                model, processor = load_policy(model, **loading)
+                model, processor = load_policy(model, **loading, **placing)
+            else:
+                _check_unused("a model that is to be loaded", **loading, **placing)
             if processor is None:
                 raise ValueError("A loaded model needs its `processor`.")
             self.answer_batch = TransformersAnswers(model, processor, **asked)
@@ -162,7 +167,7 @@ class HawkeyeScorer:
         scored = self.score(images)
         for result in scored:
             if result.error is not None:
-                raise ValueError(f"{result.image}: {result.error}")
+                raise ValueError(result.error)
         return [math.nan if result.score is None else result.score for result in scored]
 
     def score_sources(
@@ -212,7 +217,8 @@ class HawkeyeScorer:
             name = sources[number].name
             result: Answers = next(answers) if isinstance(image, Image.Image) else image
             if isinstance(result, Exception):
-                yield number, ScoredImage(name, error=str(result))
+                text = str(result)  # the model knows no names, and not every decoder gives one
+                yield number, ScoredImage(name, error=text if name in text else f"{name}: {text}")
             else:
                 yield number, score_answers(name, result, score_min=self.score_min, score_max=self.score_max)
 
@@ -268,6 +274,12 @@ def _load(source: ImageSource) -> Image.Image | Exception:
         return source.load()
     except (ValueError, OSError) as error:
         return error
+
+
+def _check_unused(what: str, **given: object) -> None:
+    for name, value in given.items():
+        if value not in (None, False):
+            raise ValueError(f"`{name}` is for {what}, and would do nothing here: leave it out.")
 
 
 def _check_at_least_one(**numbers: int | None) -> None:

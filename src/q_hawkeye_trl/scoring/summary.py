@@ -30,6 +30,8 @@ class Summary:
             Rollouts beyond the scale.
         best, worst, uncertain (`list[ScoredImage]`):
             Images with the highest and the lowest score and with the largest spread, the most extreme first.
+        all (`list[ScoredImage]`):
+            Every image with a score, the best first, where two of these lists would hold them; otherwise empty.
         errors (`list[ScoredImage]`):
             The first images with an error.
     """
@@ -42,6 +44,7 @@ class Summary:
     best: list[ScoredImage] = field(default_factory=list)
     worst: list[ScoredImage] = field(default_factory=list)
     uncertain: list[ScoredImage] = field(default_factory=list)
+    all: list[ScoredImage] = field(default_factory=list)
     errors: list[ScoredImage] = field(default_factory=list)
 
 
@@ -71,10 +74,13 @@ def summarize(scored: Iterable[ScoredImage], shown: int = 5) -> Summary:
             summary.unparsed += 1
         else:
             summary.scored += 1
+            if summary.scored <= 2 * shown:
+                summary.all.append(each)
             best.offer(each.score, each)
             worst.offer(-each.score, each)
             if each.spread is not None:
                 uncertain.offer(each.spread, each)
+    summary.all = sorted(summary.all, key=_falling) if summary.scored <= 2 * shown else []
     summary.best, summary.worst, summary.uncertain = best.ordered(), worst.ordered(), uncertain.ordered()
     return summary
 
@@ -119,11 +125,14 @@ def print_summary(summary: Summary, console: Console, shown: Callable[[ScoredIma
 
 
 def _groups(summary: Summary) -> list[tuple[str, list[ScoredImage]]]:
-    if summary.scored <= len(summary.best) + len(summary.worst):  # no need for two lists
-        shown = {id(each) for each in summary.best}
-        return [("all", summary.best + [each for each in reversed(summary.worst) if id(each) not in shown])]
+    if summary.all:
+        return [("all", summary.all)]
     groups = [("best", summary.best), ("worst", summary.worst), ("least certain", summary.uncertain)]
     return [(heading, images) for heading, images in groups if images]
+
+
+def _falling(each: ScoredImage) -> float:
+    return -(each.score or 0.0)
 
 
 def _cells(each: ScoredImage) -> list[Text]:
