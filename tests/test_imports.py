@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": set(),
     "files": set(),
     "recipe": set(),
+    "memory": set(),
     "reporting": set(),
     "resume": set(),
     "run_folder": set(),

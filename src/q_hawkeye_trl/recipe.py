@@ -2,8 +2,8 @@
 Recipes: YAML files whose every key is an option of the training script, and which may inherit from one another.
 
 A recipe that begins with `base: ../koniq/qwen2_5_vl_7b.yaml` has every key of that file, which it names relative to
-itself, and then its own keys. A key of its own replaces the inherited one whole, also where the value is a mapping or a
-list. Bases may have bases.
+itself, and then its own keys. A key of its own replaces the inherited one whole, mappings and lists too. Bases may
+have bases.
 """
 
 import argparse
