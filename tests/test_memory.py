@@ -295,3 +295,13 @@ def test_a_recipe_and_a_configuration_give_a_setup():
         "deepspeed_config": {"zero_stage": 3, "offload_optimizer_device": "cpu"},
     }
     assert [sharding_of(c) for c in (offload, {"distributed_type": "FSDP"})] == ["zero3_offload", "fsdp2"]
+
+
+def test_an_engine_that_sleeps_leaves_its_memory_to_the_training():
+    awake, asleep = (
+        estimate(SEVEN, Setup(lora_rank=8, generates=False, vllm_bytes=20 * GIB, vllm_sleeps=sleeps))
+        for sleeps in (False, True)
+    )
+    training = awake.activations + awake.head
+    assert awake.total - asleep.total == pytest.approx(training)
+    assert training < 20 * GIB

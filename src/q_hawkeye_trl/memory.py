@@ -130,6 +130,8 @@ class Setup:
             Forwards whose activations wait for one backward: 2 with a gradient through the degraded view, otherwise 1.
         vllm_bytes (`float`):
             What an engine in the same process reserves.
+        vllm_sleeps (`bool`):
+            Whether it gives that back while the model trains.
         generates (`bool`):
             Whether the model itself generates; not so with vLLM.
     """
@@ -148,6 +150,7 @@ class Setup:
     shared_prefix: bool = True
     gradient_branches: int = 2
     vllm_bytes: float = 0.0
+    vllm_sleeps: bool = False
     generates: bool = True
 
     def __post_init__(self):
@@ -177,6 +180,8 @@ class Memory(NamedTuple):
             The cache of the rollouts, and the whole model where ZeRO-3 gathers it to generate.
         vllm:
             What the engine reserves.
+        vllm_sleeps:
+            Whether it gives that back while the model trains.
         host:
             States on the host of this device, its share.
     """
@@ -190,13 +195,15 @@ class Memory(NamedTuple):
     head: float
     generation: float
     vllm: float
+    vllm_sleeps: bool
     host: float
 
     @property
     def total(self) -> float:
         """Largest sum on the device: the states with either the training's or the generation's share."""
-        states = self.weights + self.gradients + self.optimizer + self.reference + self.vllm
-        return states + max(self.gathered + self.activations + self.head, self.generation)
+        states = self.weights + self.gradients + self.optimizer + self.reference
+        training = self.gathered + self.activations + self.head + (0 if self.vllm_sleeps else self.vllm)
+        return states + max(training, self.generation + self.vllm)
 
 
 def estimate(model: ModelShape, setup: Setup) -> Memory:
@@ -236,6 +243,7 @@ def estimate(model: ModelShape, setup: Setup) -> Memory:
         head=_head(model, setup),
         generation=generation,
         vllm=setup.vllm_bytes,
+        vllm_sleeps=setup.vllm_sleeps,
         host=host,
     )
 
@@ -245,7 +253,7 @@ def _states(model: ModelShape, setup: Setup) -> tuple[float, float, float, float
     size, n, full = setup.dtype_bytes, setup.devices, not setup.lora_rank
     trained = model.parameters if full else model.lora_parameters(setup.lora_rank)
     frozen = 0 if full else model.parameters
-    frozen_bytes = frozen * size
+    frozen_bytes: float = frozen * size
     if setup.four_bit:
         frozen_bytes = model.embeddings * size + (frozen - model.embeddings) * _FOUR_BITS
     reference = model.parameters * size if setup.reference and full else 0
@@ -366,6 +374,7 @@ def setup_of(recipe: Mapping[str, Any], accelerate: Mapping[str, Any], *, card_g
         shared_prefix=recipe.get("shared_prefix", "auto") != "off" and rows % group == 0,
         gradient_branches=2 if both else 1,
         vllm_bytes=recipe.get("vllm_gpu_memory_utilization", 0.3) * card_gib * GIB if colocated else 0.0,
+        vllm_sleeps=bool(recipe.get("vllm_enable_sleep_mode")),
         generates=not vllm,
     )
 
