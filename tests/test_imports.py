@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"__init__", "data", "demo", "evaluation", "files", "pairs", "report", "scoring", "text"},
     "__init__": {"trainer", "config", "text", "rewards", "scoring"},
     "model_card": {"files", "pairs", "report", "reporting"},
+    "ablations": {"report", "reporting"},
     "report": {"data", "evaluation", "files", "scoring"},
     "trainer": {
         "callbacks",

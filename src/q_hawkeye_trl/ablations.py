@@ -43,14 +43,14 @@ class Interval(NamedTuple):
     Args:
         mean (`float`), low (`float`), high (`float`):
             `nan` where there is no value; ends `nan` where one value allows none.
-        count (`int`):
+        seeds (`int`):
             Number of values.
     """
 
     mean: float
     low: float
     high: float
-    count: int
+    seeds: int
 
     def text(self, sign: str = "") -> str:
         """`0.850 [0.841, 0.859]`; with `sign` "+" a plus before positive numbers."""
@@ -143,7 +143,8 @@ def ablation_page(
     lines += ["| recipe | what it is |", "|---|---|"]
     lines += [f"| {escape(name)} | {escape(text)} |" for name, text in recipes.items()]
     if failures:
-        lines += ["", f"## {len(failures)} runs failed", ""]
+        count = "1 run" if len(failures) == 1 else f"{len(failures)} runs"
+        lines += ["", f"## {count} failed", ""]
         lines += [f"- {escape(name)}, seed {seed}: {escape(why)}" for (name, seed), why in failures.items()]
     for data, title in IMAGES.items():
         if any(data in run.figures for run in runs):
@@ -175,7 +176,7 @@ def _tables(runs: Sequence[Run], recipes: list[str], baseline: str, data: str) -
         found = [t_interval(list(paired_differences(runs, name, baseline, data, f).values())) for f in FIGURES]
         clear += sum(interval.low > 0 or interval.high < 0 for interval in found)
         cells = " | ".join(interval.text("+") for interval in found)
-        lines.append(f"| {escape(name)} | {max(interval.count for interval in found)} | {cells} |")
+        lines.append(f"| {escape(name)} | {max(interval.seeds for interval in found)} | {cells} |")
     total = len(others) * len(FIGURES)
     lines += ["", f"{clear} of {total} intervals leave zero out. They are not corrected for their number: of twenty "]
     lines[-1] += "differences that are none, one such interval leaves zero out by chance."
