@@ -216,7 +216,8 @@ def parse_arguments() -> tuple[ScriptArguments, HawkeyeGRPOConfig, ModelConfig, 
         "--config FILE names a recipe, a YAML file whose keys are these options. --base FILE takes the place of the "
         "last recipe that it inherits from."
     )
-    recipe = load_recipe(choice.recipe, {action.dest for action in parser._actions} - {"help"}, base=choice.base)
+    options = {action.dest: action for action in parser._actions if action.dest != "help"}
+    recipe = load_recipe(choice.recipe, options, base=choice.base)
     os.environ.update({name: str(value) for name, value in recipe.pop("env", {}).items()})
     parser.set_defaults_with_config(**recipe)
     parsed = parser.parse_args_into_dataclasses(choice.arguments)

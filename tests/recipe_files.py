@@ -1,8 +1,10 @@
 """The files in recipes/: which there are, what their headers say, and the training script's own reading of them."""
 
+import argparse
 import re
 import runpy
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,10 +68,11 @@ def script_arguments() -> type:
     return runpy.run_path(str(SCRIPT))["ScriptArguments"]
 
 
-def script_options() -> set[str]:
-    """Names of all options of the training script."""
+@cache
+def script_options() -> dict[str, argparse.Action]:
+    """All options of the training script, by name."""
     parser = TrlParser((script_arguments(), HawkeyeGRPOConfig, ModelConfig))
-    return {action.dest for action in parser._actions} - {"help"}
+    return {action.dest: action for action in parser._actions if action.dest != "help"}
 
 
 def resolved(path: Path) -> dict[str, Any]:

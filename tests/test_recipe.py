@@ -1,5 +1,6 @@
 """Recipes: what is inherited, what is refused, and that the command line and the card see the resolved one."""
 
+import argparse
 import json
 import os
 import runpy
@@ -8,13 +9,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers.hf_argparser import string_to_bool
 
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
 from q_hawkeye_trl.recipe import load_recipe, recipe_chain, split_recipe
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_koniq.py"
-OPTIONS = {"learning_rate", "beta", "rewards", "reward_parameters", "degradations", "output_dir", "seed"}
+PARSER = argparse.ArgumentParser()
+for option, kind in (("learning_rate", float), ("beta", float), ("seed", int), ("output_dir", str), ("mode", str)):
+    PARSER.add_argument(f"--{option}", type=kind, choices=["a", "b"] if option == "mode" else None)
+for option in ("rewards", "degradations", "sizes"):
+    PARSER.add_argument(f"--{option}", nargs="+", type=int if option == "sizes" else str)
+PARSER.add_argument("--reward_parameters")
+PARSER.add_argument("--bf16", type=string_to_bool, nargs="?", const=True)
+OPTIONS = {action.dest: action for action in PARSER._actions}
 
 
 def write(path: Path, **keys) -> Path:
@@ -125,6 +134,33 @@ def test_a_file_that_is_no_recipe(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_recipe(path, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("seed", 1.5, "seed is 1.5, expected a value of type int"),
+        ("seed", "one", "seed is 'one', expected a value of type int"),
+        ("seed", True, "seed is True, expected a value of type int"),
+        ("beta", [0.1, 0.2], r"beta is \[0.1, 0.2\], expected a value of type float"),
+        ("mode", "c", "mode is 'c', expected one of a, b"),
+        ("sizes", [1, "two"], r"sizes is \[1, 'two'\], expected values of type int"),
+        ("bf16", "maybe", "bf16 is 'maybe', expected a value of type string_to_bool"),
+    ],
+)
+def test_a_value_that_the_command_line_would_not_take(tmp_path, key, value, expected):
+    write(tmp_path / "base.yaml", **{key: value})
+    recipe = write(tmp_path / "a.yaml", base="base.yaml", learning_rate=1)
+    with pytest.raises(ValueError, match=f"base.yaml: {expected}"):
+        load_recipe(recipe, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("beta", 1), ("seed", 3), ("mode", "a"), ("sizes", [1, 2]), ("bf16", False), ("bf16", "no"), ("beta", "5e-6")],
+)
+def test_values_that_it_would_take(tmp_path, key, value):
+    assert load_recipe(write(tmp_path / "a.yaml", **{key: value}), OPTIONS) == {key: value}
 
 
 def test_anchors_of_yaml_stay_usable(tmp_path):

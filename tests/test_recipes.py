@@ -87,7 +87,7 @@ def test_the_header_is_complete(path):
 
 
 def check_training_options(words: list[str]) -> None:
-    options = script_options() | {"config", "base"}
+    options = {*script_options(), "config", "base"}
     for word in words:
         if word.startswith("--"):
             assert word.removeprefix("--") in options, word

@@ -7,7 +7,7 @@ have bases.
 """
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,15 +73,17 @@ def split_recipe(arguments: Sequence[str], default: str | Path) -> RecipeChoice:
     return RecipeChoice(found.config or Path(default), found.base, others, found.config is None and not named_folder)
 
 
-def load_recipe(path: str | Path, options: Collection[str], *, base: str | Path | None = None) -> dict[str, Any]:
+def load_recipe(
+    path: str | Path, options: Mapping[str, argparse.Action], *, base: str | Path | None = None
+) -> dict[str, Any]:
     """
     Reads a recipe with all that it inherits, and checks every file of the chain before anything is built from it.
 
     Args:
         path (`str` or `Path`):
             YAML file.
-        options (`Collection[str]`):
-            Names that the script knows.
+        options (`Mapping[str, argparse.Action]`):
+            Options of the script's parser, by name.
         base (`str` or `Path`, *optional*):
             Recipe that takes the place of the last one of the chain, so that a delta applies to another model or to
             other data.
@@ -91,8 +93,9 @@ def load_recipe(path: str | Path, options: Collection[str], *, base: str | Path 
 
     Raises:
         `FileNotFoundError`: The recipe or a base does not exist.
-        `ValueError`: A file is no YAML mapping, has a key twice or a key that is no option, a recipe inherits from
-        itself, or `base` is given for a recipe without one; the message names the file.
+        `ValueError`: A file is no YAML mapping, has a key twice, a key that is no option or a value that its option
+        would not take, a recipe inherits from itself, or `base` is given for a recipe without one; the message names
+        the file.
     """
     chain = recipe_chain(path, base=base)
     for file in chain:
@@ -163,7 +166,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _check_keys(file: RecipeFile, options: Collection[str]) -> None:
+def _check_keys(file: RecipeFile, options: Mapping[str, argparse.Action]) -> None:
     for key, value in file.keys.items():
         if key == ENVIRONMENT:
             if not isinstance(value, dict):
@@ -174,3 +177,21 @@ def _check_keys(file: RecipeFile, options: Collection[str]) -> None:
             raise ValueError(f"Recipe {file.path} has the unknown key {key!r}{hint}")
         elif key in LISTS and isinstance(value, str):
             raise ValueError(f"Recipe {file.path}: {key} is the text {value!r}; give a list: [{value}].")
+        elif problem := _value_problem(value, options[key]):
+            raise ValueError(f"Recipe {file.path}: {key} is {value!r}, {problem}.")
+
+
+def _value_problem(value: Any, option: argparse.Action) -> str | None:
+    """Says why an option would not take a value, or `None`: a recipe means what its text would on the command line."""
+    if value is None or isinstance(value, dict):
+        return None
+    is_list = option.nargs in ("+", "*")
+    for part in value if is_list and isinstance(value, list) else [value]:
+        if option.choices is not None and part not in option.choices:
+            return f"expected one of {', '.join(map(str, option.choices))}"
+        try:
+            if callable(option.type):
+                option.type(str(part))
+        except (ValueError, TypeError, argparse.ArgumentTypeError):
+            return f"expected {'values' if is_list else 'a value'} of type {getattr(option.type, '__name__', 'text')}"
+    return None
