@@ -210,7 +210,7 @@ def run_all(jobs: Sequence[Job], at_a_time: int) -> dict[tuple[str, int], str]:
     futures: dict[Future, Job] = {pool.submit(job.run, running): job for job in jobs}
     open_futures = set(futures)
     try:
-        with tqdm(total=len(jobs), unit="run", disable=not jobs) as bar:
+        with tqdm(total=len(jobs), unit="run", disable=None if jobs else True) as bar:  # none in a log file
             while open_futures:
                 done, open_futures = wait(open_futures, timeout=2, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -218,7 +218,8 @@ def run_all(jobs: Sequence[Job], at_a_time: int) -> dict[tuple[str, int], str]:
                     if error := future.exception():
                         failures[job.name, job.seed] = str(error)
                     bar.update()
-                    bar.write(f"{job.name}, seed {job.seed}: {error or 'done'}{time_left(started, bar)}")
+                    left = len(open_futures)
+                    bar.write(f"{job.name}, seed {job.seed}: {error or 'done'}{time_left(started, len(jobs), left)}")
                 now = [job for job, process in list(running.items()) if process.poll() is None]
                 bar.set_postfix_str(", ".join(f"{job.name} seed {job.seed} step {job.step()}" for job in now))
     except (KeyboardInterrupt, SystemExit):
@@ -230,9 +231,8 @@ def run_all(jobs: Sequence[Job], at_a_time: int) -> dict[tuple[str, int], str]:
     return failures
 
 
-def time_left(started: float, bar: tqdm) -> str:
-    left = bar.total - bar.n
-    return f"; {left} left, about {(time.time() - started) / bar.n * left / 60:.0f} min" if left else ""
+def time_left(started: float, total: int, left: int) -> str:
+    return f"; {left} left, about {(time.time() - started) / (total - left) * left / 60:.0f} min" if left else ""
 
 
 def report(args: argparse.Namespace, jobs: Sequence[Job], failures: dict[tuple[str, int], str]) -> None:
