@@ -40,7 +40,7 @@ def test_accelerate_knows_every_key(path):
 
 @each
 def test_accumulation_and_clipping_are_left_to_the_recipe(path):
-    """DeepSpeed's plugin would take a number here over the recipe's, and say so in a warning only."""
+    """A number here would contradict the recipe's; TRL's own examples set an accumulation of 1 for ZeRO-1."""
     plugin = yaml.safe_load(path.read_text()).get("deepspeed_config", {})
     assert not {"gradient_accumulation_steps", "gradient_clipping", "deepspeed_config_file"} & set(plugin)
 
