@@ -113,6 +113,12 @@ def test_intervals_that_leave_zero_out_are_counted():
     assert "6 of 6 intervals leave zero out" in page(runs)
 
 
+def test_one_seed_allows_no_interval():
+    text = page([run("base", 0, 0.5), run("new", 0, 0.9)])
+    assert "One seed allows no interval" in text
+    assert "leave zero out" not in text
+
+
 def test_failures_and_unequal_numbers_of_seeds_are_told():
     runs = [run("base", 0, 0.5, unseen=0.4), run("base", 1, 0.6, unseen=0.5), run("new", 0, 0.6, unseen=0.3)]
     text = page(runs, failures={("new", 1): "killed | by <b>hand</b>"}, curves=None)

@@ -171,15 +171,17 @@ def _tables(runs: Sequence[Run], recipes: list[str], baseline: str, data: str) -
         return lines
     lines += ["", f"Difference to {escape(baseline)}, paired by seed [95% t interval].", ""]
     lines += [f"| recipe | seeds {head}", f"|---|---{rule}"]
-    clear = 0
+    clear = total = 0
     for name in others:
         found = [t_interval(list(paired_differences(runs, name, baseline, data, f).values())) for f in FIGURES]
         clear += sum(interval.low > 0 or interval.high < 0 for interval in found)
+        total += sum(interval.seeds > 1 for interval in found)
         cells = " | ".join(interval.text("+") for interval in found)
         lines.append(f"| {escape(name)} | {max(interval.seeds for interval in found)} | {cells} |")
-    total = len(others) * len(FIGURES)
     lines += ["", f"{clear} of {total} intervals leave zero out. They are not corrected for their number: of twenty "]
-    lines[-1] += "differences that are none, one such interval leaves zero out by chance."
+    lines[-1] += "differences that are none, one such interval leaves zero out by chance, on average."
+    if not total:
+        lines[-1] = "One seed allows no interval: nothing follows from these differences."
     lines += ["", f"Differences in {FIGURES['srcc_sampled']} by seed:", ""]
     for name in others:
         by_seed = paired_differences(runs, name, baseline, data, "srcc_sampled")
@@ -220,6 +222,7 @@ def plot_ablations(runs: Sequence[Run], path: str | Path, title: str = "") -> bo
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # no pyplot: it would choose a window system
+    from matplotlib.ticker import MaxNLocator
 
     panels = [
         (key, name) for key, name in CURVES if any(line.get(key) is not None for run in runs for line in run.metrics)
@@ -240,6 +243,7 @@ def plot_ablations(runs: Sequence[Run], path: str | Path, title: str = "") -> bo
             _draw(axis, [run for run in runs if run.recipe == recipe], key, colour)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("step", fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.grid(alpha=0.3)
     for axis in axes[len(panels) :]:
         axis.remove()
