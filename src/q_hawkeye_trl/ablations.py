@@ -160,9 +160,7 @@ def _tables(runs: Sequence[Run], recipes: list[str], baseline: str, data: str) -
     rule = "|---" * len(FIGURES) + "|"
     lines = ["Mean over the seeds [95% t interval].", "", f"| recipe | seeds {head}", f"|---|---{rule}"]
     if data == "after":
-        first = [run for run in runs if "before" in run.figures]
-        start = _cells(first, None, "before")
-        lines.append(f"| (before training) | {len({run.seed for run in first})} | {start}")
+        lines.append(f"| (before training) | | {_start(runs)}")
     for name in recipes:
         count = len([run for run in runs if run.recipe == name and data in run.figures])
         lines.append(f"| {escape(name)} | {count} | {_cells(runs, name, data)}")
@@ -190,18 +188,17 @@ def _tables(runs: Sequence[Run], recipes: list[str], baseline: str, data: str) -
     return lines
 
 
-def _cells(runs: Sequence[Run], recipe: str | None, data: str) -> str:
-    """Cells of one row; for `None` the mean over seeds of whatever recipe comes first (the start is common to all)."""
-    cells = []
-    for figure in FIGURES:
-        if recipe is None:
-            values: dict[int, float] = {}
-            for name in {run.recipe: None for run in runs}:
-                values = values_by_seed(runs, name, data, figure) | values
-        else:
-            values = values_by_seed(runs, recipe, data, figure)
-        cells.append(t_interval(list(values.values())).text())
-    return " | ".join(cells) + " |"
+def _start(runs: Sequence[Run]) -> str:
+    """Cells of the start, which all runs have in common."""
+    common = next((run.figures["before"] for run in runs if "before" in run.figures), {})
+    values = [common.get(figure) for figure in FIGURES]
+    return " | ".join("–" if value is None else f"{value:.3f}" for value in values) + " |"
+
+
+def _cells(runs: Sequence[Run], recipe: str, data: str) -> str:
+    """Cells of one recipe: means with their intervals."""
+    found = [t_interval(list(values_by_seed(runs, recipe, data, figure).values())) for figure in FIGURES]
+    return " | ".join(interval.text() for interval in found) + " |"
 
 
 def plot_ablations(runs: Sequence[Run], path: str | Path, title: str = "") -> bool:
