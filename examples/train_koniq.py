@@ -10,7 +10,8 @@ A real model on the real set:
 
     accelerate launch examples/train_koniq.py --config recipes/koniq/qwen2_5_vl_7b.yaml --data_dir PATH/koniq10k
 
-Every key of a recipe can be overridden on the command line, for example `--seed 1 --max_steps 20`. The validation
+Every key of a recipe can be overridden on the command line, for example `--seed 1 --max_steps 20`, and a recipe may
+inherit from another one (docs/recipes.md). The validation
 images are measured while it trains, and the best checkpoint is kept and loaded at the end: `--validate false` and
 `--keep_best false` switch that off.
 """
@@ -47,7 +48,7 @@ from q_hawkeye_trl.evaluation.validation import BEST_METRIC, Validation
 from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.model_card import CARD_FILE, data_part, recipe_of, write_model_card
 from q_hawkeye_trl.processes import end_processes
-from q_hawkeye_trl.recipe import check_recipe, split_recipe
+from q_hawkeye_trl.recipe import load_recipe, split_recipe
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
 from q_hawkeye_trl.rewards import get_reward
 from q_hawkeye_trl.run_facts.log import RunFactsCallback
@@ -212,12 +213,18 @@ def main() -> None:
 
 def parse_arguments() -> tuple[ScriptArguments, HawkeyeGRPOConfig, ModelConfig, bool]:
     """Reads the recipe and the command line; without `--config` the demo's recipe gives the defaults."""
-    recipe, arguments, is_default = split_recipe(sys.argv[1:], DEMO_RECIPE)
+    choice = split_recipe(sys.argv[1:], DEMO_RECIPE)
     parser = TrlParser((ScriptArguments, HawkeyeGRPOConfig, ModelConfig), allow_abbrev=False)
-    check_recipe(recipe, {action.dest for action in parser._actions})
-    parser.epilog = "--config FILE names a recipe, a YAML file whose keys are these options."
-    parsed = parser.parse_args_and_config(["--config", str(recipe), *arguments])
-    return *parsed, is_default
+    parser.epilog = (
+        "--config FILE names a recipe, a YAML file whose keys are these options. --base FILE takes the place of the "
+        "last recipe that it inherits from."
+    )
+    options = {action.dest: action for action in parser._actions if action.dest != "help"}
+    recipe = load_recipe(choice.recipe, options, base=choice.base)
+    os.environ.update({name: str(value) for name, value in recipe.pop("env", {}).items()})
+    parser.set_defaults_with_config(**recipe)
+    parsed = parser.parse_args_into_dataclasses(choice.arguments)
+    return *parsed, choice.is_default
 
 
 def resume_choice(value: str | bool | None) -> str | None:

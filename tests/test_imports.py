@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": {"data", "demo", "run_facts", "seam", "shared_prefix", "text"},
     "__init__": {"trainer", "config", "text", "rewards", "scoring"},
     "model_card": {"files", "pairs", "report", "reporting"},
+    "ablations": {"report", "reporting"},
     "report": {"data", "evaluation", "files", "scoring"},
     "trainer": {
         "callbacks",
@@ -66,6 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "processes": set(),
     "recipe": set(),
+    "memory": set(),
     "reporting": set(),
     "resume": set(),
     "run_folder": set(),

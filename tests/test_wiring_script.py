@@ -1,6 +1,5 @@
-"""The example scripts hand on what the user says, and their arms are what they are called."""
+"""The training script hands on what the user says."""
 
-import dataclasses
 import math
 import runpy
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from transformers import HfArgumentParser
 
 import q_hawkeye_trl
 from q_hawkeye_trl import HawkeyeGRPOConfig
@@ -17,9 +15,7 @@ from q_hawkeye_trl.demo import synthetic
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_koniq.py"
-ARMS_SCRIPT = ROOT / "examples" / "compare_arms.py"
 RECIPE = yaml.safe_load((ROOT / "recipes" / "demo" / "tiny.yaml").read_text())
-COEFFICIENTS = ("uncertainty_alpha", "perception_gamma", "entropy_original_coef", "entropy_degraded_coef")
 
 
 class Stopped(Exception):
@@ -72,46 +68,3 @@ def test_the_demo_recipe_never_shows_the_kinds_kept_unseen():
     assert kinds
     assert kinds.isdisjoint(synthetic.UNSEEN_KINDS)
     assert set(synthetic.SEEN_KINDS).isdisjoint(synthetic.UNSEEN_KINDS)
-
-
-@pytest.fixture(scope="module")
-def arms_script() -> dict:
-    return runpy.run_path(str(ARMS_SCRIPT), run_name="compare_arms")
-
-
-@pytest.mark.parametrize(
-    ("arm", "off"),
-    [("grpo", COEFFICIENTS), ("uncertainty", COEFFICIENTS[1:]), ("perception", COEFFICIENTS[:1]), ("both", ())],
-)
-def test_an_arm_turns_off_what_it_should_and_nothing_else(arms_script, tmp_path, arm, off):
-    names = {field.name for field in dataclasses.fields(HawkeyeGRPOConfig)}
-    of_recipe = {key: value for key, value in RECIPE.items() if key in names}
-    parser = HfArgumentParser(HawkeyeGRPOConfig)
-    parser.set_defaults(**of_recipe | {"output_dir": str(tmp_path), "use_cpu": True})
-    for action in parser._actions:
-        action.required = False
-    (config,) = parser.parse_args_into_dataclasses(arms_script["ARMS"][arm])
-    assert all(RECIPE[name] > 0 for name in COEFFICIENTS)
-    for name in COEFFICIENTS:
-        assert getattr(config, name) == (0.0 if name in off else RECIPE[name])
-    assert config.uses_perception_terms == (arm in ("perception", "both"))
-
-
-def test_the_arms_are_measured_on_seen_and_on_unseen_kinds(arms_script, tmp_path, monkeypatch):
-    written = []
-
-    def write(root, *, kinds=synthetic.SEEN_KINDS, seed=0, **sizes):
-        written.append((Path(root).name, set(kinds), seed))
-        if len(written) == 2:
-            raise Stopped
-
-    main = arms_script["main"]
-    monkeypatch.setitem(main.__globals__, "write_synthetic_koniq", write)
-    monkeypatch.setattr(sys, "argv", ["compare_arms.py", "--output_dir", str(tmp_path)])
-    with pytest.raises(Stopped):
-        main()
-    (seen, seen_kinds, seen_seed), (unseen, unseen_kinds, unseen_seed) = written
-    assert (seen, unseen) == ("seen", "unseen")
-    assert unseen_kinds == set(synthetic.UNSEEN_KINDS)
-    assert seen_kinds.isdisjoint(unseen_kinds)
-    assert seen_seed != unseen_seed  # no picture content in both
