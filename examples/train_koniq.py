@@ -15,14 +15,18 @@ images are measured while it trains, and the best checkpoint is kept and loaded 
 `--keep_best false` switch that off.
 """
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import AutoProcessor, EarlyStoppingCallback, ProgressCallback
@@ -42,6 +46,7 @@ from q_hawkeye_trl.data.folder import check_rows, load_folder
 from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
+from q_hawkeye_trl.errors import TrainingError, TrainingInterrupted, how_to_go_on
 from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
 from q_hawkeye_trl.evaluation.validation import BEST_METRIC, Validation
 from q_hawkeye_trl.files import write_json
@@ -50,6 +55,8 @@ from q_hawkeye_trl.recipe import check_recipe, split_recipe
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
 from q_hawkeye_trl.rewards import get_reward
 from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder
+from q_hawkeye_trl.staging import explained_write_errors
+from q_hawkeye_trl.stopping import StopOnSignalCallback
 from q_hawkeye_trl.text import QUALITY_SCALE
 
 DEMO_RECIPE = Path(__file__).parents[1] / "recipes" / "demo" / "tiny.yaml"
@@ -190,12 +197,19 @@ def main() -> None:
         training_args.output_dir,
     )
     trainer.remove_callback(ProgressCallback)
-    for callback in (BriefProgressCallback(), MetricsFileCallback(training_args.output_dir), measured):
+    for callback in (
+        BriefProgressCallback(),
+        MetricsFileCallback(training_args.output_dir),
+        measured,
+        StopOnSignalCallback(),
+    ):
         trainer.add_callback(callback)
     if script_args.early_stopping_patience is not None and validation is not None:
         trainer.add_callback(EarlyStoppingCallback(script_args.early_stopping_patience))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    with clean_end(trainer):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    with explained_write_errors("the model", training_args.output_dir):
+        trainer.save_model()
 
     # Report
     if trainer.accelerator.is_main_process:
@@ -234,11 +248,32 @@ def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
     """Turns what [`resume_choice`] read into the checkpoint's folder."""
     if resume is None:
         return None
-    if resume == "true":
-        return str(last_whole_checkpoint(output_dir))
-    if problem := checkpoint_problem(resume):
-        raise ValueError(f"{resume} is not a whole checkpoint ({problem}); name another one.")
-    return resume
+    choice: list = [None, None]
+    if PartialState().is_main_process:  # one choice, and one message, for all ranks
+        try:
+            choice[0] = str(last_whole_checkpoint(output_dir)) if resume == "true" else resume
+            if resume != "true" and (problem := checkpoint_problem(resume)):
+                choice[1] = f"{resume} is not a whole checkpoint ({problem}); name another one."
+        except FileNotFoundError as error:
+            choice[1] = str(error)
+    checkpoint, problem = broadcast_object_list(choice)
+    if problem:
+        raise ValueError(problem)
+    return checkpoint
+
+
+@contextlib.contextmanager
+def clean_end(trainer: HawkeyeGRPOTrainer) -> Iterator[None]:
+    """Leaves the process group where a signal ends the run; Ctrl-C gets a line in place of a traceback."""
+    try:
+        yield
+    except TrainingInterrupted:
+        trainer.accelerator.end_training()
+        raise
+    except KeyboardInterrupt:
+        if trainer.accelerator.is_main_process:
+            print(f"\nStopped after step {trainer.state.global_step}. {how_to_go_on(trainer.args.output_dir)}")
+        sys.exit(128 + signal.SIGINT)
 
 
 def load_data(
@@ -428,7 +463,7 @@ def source_of(script_args: ScriptArguments) -> str:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:  # bad input: its message, without the way to it
+    except (ValueError, OSError, TrainingError) as error:  # its message, without the way to it
         if os.environ.get("Q_HAWKEYE_TRACEBACK"):
             raise
         sys.exit(f"train_koniq.py: {error}")

@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
         "seam",
         "text",
     },
+    "callbacks": {"files", "staging"},
     "resumable": {"checkpoints", "progress", "resume", "shared_prefix", "staging"},
     "staging": {"checkpoints", "errors"},
     "stopping": {"errors"},
@@ -50,7 +51,6 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"text"},
     "objective": set(),
     "text": set(),
-    "callbacks": {"files"},
     # modules that import nothing of ours
     "checkpoints": set(),
     "files": set(),
