@@ -1,0 +1,46 @@
+"""A short training in which the second of two gloo ranks meets a fault; each says how it ended. Run by test_guards."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from harness import build_trainer
+from test_guards import failing_reward, spoil_gradient, spoil_loss
+
+
+def main(folder: str, kind: str) -> None:
+    rank = int(os.environ["RANK"])
+    trainer = build_trainer(
+        Path(folder) / "run",
+        per_device_train_batch_size=4,
+        max_steps=3,
+        save_strategy="steps",
+        save_steps=1,
+        ddp_timeout=20,
+        reward_funcs=[failing_reward(kind if rank == 1 else "", 2)],
+    )
+    if rank == 1 and kind in ("loss", "gradient"):
+        {"loss": spoil_loss, "gradient": spoil_gradient}[kind](trainer, 2)
+    started = time.monotonic()
+    try:
+        trainer.train()
+        ending = "it ended"
+    except Exception as error:
+        ending = f"{type(error).__name__}: {error}"
+    seen = {
+        "world_size": trainer.accelerator.num_processes,
+        "ending": ending,
+        "seconds": time.monotonic() - started,
+        "step": trainer.state.global_step,
+        "weights": sum(parameter.double().sum().item() for parameter in trainer.model.parameters()),
+    }
+    (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(seen))
+    if not ending.startswith("TrainingError"):
+        sys.exit(ending)
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
