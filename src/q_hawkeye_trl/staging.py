@@ -72,6 +72,8 @@ def explained_write_errors(what: str, run_dir: str | Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(mark in text for mark in _TORCH_WRITE_ERRORS):
             raise
         free = shutil.disk_usage(run_dir).free / 2**20
+        if isinstance(error, RuntimeError) and free < 1:  # torch tells positions in its file
+            text = "no space left"
         clear_staging(run_dir)
         raise CheckpointWriteError(
             f"{what} could not be written to {run_dir} ({text}; {free:.1f} MiB were free). Make room, for example by "

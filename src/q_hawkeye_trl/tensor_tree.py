@@ -43,9 +43,9 @@ def load_tree(path: str | Path, device: torch.device | str = "cpu") -> Any:
     Returns:
         The value: equal to the bit, and again one tensor where one was.
     """
-    with safe_open(path, framework="pt", device="cpu") as file:
+    with safe_open(path, framework="pt", device="cpu") as file:  # its tensors lie in the file: hence the copy
         tree = json.loads(file.metadata()[_TREE])
-        tensors = {name: file.get_tensor(name).to(device) for name in list(file.keys())}
+        tensors = {name: file.get_tensor(name).to(device, copy=True) for name in list(file.keys())}
     return _build(tree, tensors)
 
 
