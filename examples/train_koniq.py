@@ -54,7 +54,7 @@ from q_hawkeye_trl.model_card import CARD_FILE, data_part, recipe_of, write_mode
 from q_hawkeye_trl.recipe import check_recipe, split_recipe
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
 from q_hawkeye_trl.rewards import get_reward
-from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder
+from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder, was_started
 from q_hawkeye_trl.staging import explained_write_errors
 from q_hawkeye_trl.stopping import StopOnSignalCallback
 from q_hawkeye_trl.text import QUALITY_SCALE
@@ -152,7 +152,7 @@ def main() -> None:
 
     # Folders
     resume = resume_choice(training_args.resume_from_checkpoint)
-    goes_on = resume == "true" or lies_in(resume, training_args.output_dir)
+    goes_on = resume in ("true", "auto") or lies_in(resume, training_args.output_dir)
     choice = [choose_run_folder(training_args.output_dir, resume=goes_on, numbered=is_default)]
     training_args.output_dir = str(broadcast_object_list(choice)[0])  # one choice for all ranks
     create_run_folder(training_args.output_dir)
@@ -232,11 +232,14 @@ def parse_arguments() -> tuple[ScriptArguments, HawkeyeGRPOConfig, ModelConfig, 
 
 
 def resume_choice(value: str | bool | None) -> str | None:
-    """Reads `--resume_from_checkpoint`: `None`, `"true"`, or the path of a checkpoint."""
+    """
+    Reads `--resume_from_checkpoint`: `None`, `"true"` (the last whole checkpoint of the output folder), `"auto"` (the
+    same, or the start where there is none yet), or the path of a checkpoint.
+    """
     text = str(value).lower()
     if text in ("none", "false"):
         return None
-    return "true" if text == "true" else str(value)
+    return text if text in ("true", "auto") else str(value)
 
 
 def lies_in(checkpoint: str | None, folder: str) -> bool:
@@ -251,10 +254,14 @@ def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
     choice: list = [None, None]
     if PartialState().is_main_process:  # one choice, and one message, for all ranks
         try:
-            choice[0] = str(last_whole_checkpoint(output_dir)) if resume == "true" else resume
-            if resume != "true" and (problem := checkpoint_problem(resume)):
+            if resume in ("true", "auto"):
+                started = resume == "true" or was_started(output_dir)
+                choice[0] = str(last_whole_checkpoint(output_dir)) if started else None
+            elif problem := checkpoint_problem(resume):
                 choice[1] = f"{resume} is not a whole checkpoint ({problem}); name another one."
-        except FileNotFoundError as error:
+            else:
+                choice[0] = resume
+        except (FileNotFoundError, FileExistsError) as error:
             choice[1] = str(error)
     checkpoint, problem = broadcast_object_list(choice)
     if problem:

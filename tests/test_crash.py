@@ -99,7 +99,7 @@ def assert_same_run(out: Path, whole: Path) -> None:
 def test_killed_in_a_write_and_resumed(data, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "broken"
     options = ("--max_steps", "3")
-    first = start(out, data, *options, slow=0.3)
+    first = start(out, data, *options, "--resume_from_checkpoint", "auto", slow=0.3)  # nothing there: from the start
     kill_in_a_write(first, out, 2, 0.3)
     assert last_step(out) == 1  # inside a window of two steps
     output = finish(start(out, data, *options, resume=True))
@@ -116,8 +116,9 @@ def test_killed_ten_times_the_run_ends_as_an_unbroken_one(data, tmp_path):
     rng = random.Random(0)
     in_writes = 0
     for number in range(10):
-        process = start(out, data, *options, slow=0.25, resume=number > 0)
-        step = last_step(out) + rng.choice((1, 2) if number % 2 else (1,)) + (number == 0)
+        # the first kill comes before there is a checkpoint
+        process = start(out, data, *options, "--resume_from_checkpoint", "auto", slow=0.25)
+        step = last_step(out) + (rng.choice((1, 2)) if number % 2 else 1)
         if number % 2 == 0:
             kill_in_a_write(process, out, step, rng.uniform(0, 0.9))
             in_writes += 1

@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "guards": {"errors"},
     "errors": {"checkpoints"},
     "progress": {"tensor_tree"},
+    "run_folder": {"checkpoints"},
     "shared_prefix": {"data", "seam"},
     "checks": {"config", "objective"},
     "config": {"data"},
@@ -57,7 +58,6 @@ ALLOWED: dict[str, set[str]] = {
     "recipe": set(),
     "reporting": set(),
     "resume": set(),
-    "run_folder": set(),
     "seam": set(),
     "tensor_tree": set(),
 }

@@ -12,7 +12,7 @@ from q_hawkeye_trl.callbacks import HeldOutCallback, MetricsFileCallback, read_m
 from q_hawkeye_trl.checkpoints import checkpoint_problem, last_whole_checkpoint
 from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.reporting import FIGURES, before_after_table, plot_curves, running_mean
-from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder
+from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder, was_started
 
 
 def filled(folder):
@@ -47,6 +47,18 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"file/run can't be written to"):
         create_run_folder(tmp_path / "file" / "run")
+
+
+def test_a_run_that_never_saved_begins_from_the_start_and_overwrites_no_result(tmp_path):
+    assert not was_started(tmp_path)
+    for left in ("metrics.jsonl", "before.json", "README.md"):
+        (tmp_path / left).write_text("{}")
+    assert not was_started(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(FileExistsError, match=r"no checkpoint to go on from, but model.safetensors of a run that"):
+        was_started(tmp_path)
+    (tmp_path / "checkpoint-3").mkdir()  # broken or not: not from the start
+    assert was_started(tmp_path)
 
 
 def checkpoint(folder, step):
