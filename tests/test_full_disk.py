@@ -41,7 +41,10 @@ def kib_of(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4 for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("share", [0.1, 0.6, 0.9])  # of the second checkpoint that fits: into weights, optimizer, both
+# how much of the second checkpoint fits: it ends in the weights, the optimizer, the optimizer
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.1, marks=pytest.mark.slow), 0.6, pytest.param(0.9, marks=pytest.mark.slow)]
+)
 def test_the_checkpoint_before_is_whole_and_the_run_goes_on(tmp_path, small_disk, share):
     options = {"num_iterations": 2}
     whole = train(tmp_path / "whole", **options)

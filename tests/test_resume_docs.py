@@ -26,6 +26,7 @@ TESTS = [line for block in fences(PAGE, "bash") for line in block.splitlines() i
 SMALL = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--max_steps", "20", "--held_out_images", "6"]
 
 
+@pytest.mark.slow
 def test_the_commands_run_one_after_the_other(tmp_path):
     data = write_synthetic_koniq(tmp_path / "koniq10k", train=16, validation=4, test=8, progress=False)
     assert len(COMMANDS) == 2

@@ -1,5 +1,7 @@
 """A run is resumed to the bit from between two steps that share their rollouts."""
 
+import itertools
+
 import pytest
 
 from test_resume import assert_went_on, resume, train
@@ -22,8 +24,14 @@ WINDOWS = {
 }
 
 
-@pytest.mark.parametrize("shared_prefix", ["off", "on"])
-@pytest.mark.parametrize("window", WINDOWS)
+FAST = [("two iterations", "off"), ("a step that an epoch cuts short", "on")]
+CASES = [
+    pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+    for case in itertools.product(WINDOWS, ("off", "on"))
+]
+
+
+@pytest.mark.parametrize(("window", "shared_prefix"), CASES)
 def test_resumed_inside_a_window_equals_the_unbroken_run(tmp_path, window, shared_prefix):
     options = WINDOWS[window] | {"shared_prefix": shared_prefix, "logging_steps": 2}
     whole = train(tmp_path / "whole", **options)

@@ -47,7 +47,7 @@ def stop_at(folder: Path, step: int, number: signal.Signals = signal.SIGTERM, **
     return stopped.value
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_saves_after_the_step_and_the_run_goes_on(tmp_path, caplog, number):
     options = {"num_iterations": 2, "save_strategy": "no"}
     stopped = stop_at(tmp_path / "stopped", 2, number, **options)
