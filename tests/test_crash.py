@@ -64,6 +64,10 @@ def kill(process: subprocess.Popen) -> None:
     process.communicate()
 
 
+def inode_of(path: Path) -> int:
+    return path.stat().st_ino if path.exists() else 0
+
+
 def steps_logged(out: Path) -> int:
     lines = (out / "metrics.jsonl").read_bytes().splitlines() if (out / "metrics.jsonl").is_file() else []
     return sum(b'"loss"' in line for line in lines)
@@ -116,22 +120,24 @@ def test_killed_in_a_write_and_resumed(data, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_killed_ten_times_the_run_ends_as_an_unbroken_one(data, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "broken"
-    options = ("--max_steps", "12")
+    options = ("--max_steps", "16")
     unbroken = start(whole, data, *options)
     rng = random.Random(0)
-    in_writes = 0
+    lives: list[int] = []  # last checkpoint at the beginning of each
     for number in range(10):
-        # the first kill comes before there is a checkpoint
+        last = last_step(out)
+        lives.append(last)
+        log_before = inode_of(out / "metrics.jsonl")
         process = start(out, data, *options, "--resume_from_checkpoint", "auto", slow=0.25)
-        step = last_step(out) + (rng.choice((1, 2)) if number % 2 else 1)
-        if number % 2 == 0:
-            kill_in_a_write(process, out, step, rng.uniform(0, 0.9))
-            in_writes += 1
+        if number % 2 == 0:  # the first one before there is a checkpoint
+            kill_in_a_write(process, out, last + min(number, 2) // 2 + 1, rng.uniform(0, 0.9))
         else:
-            wait_until(lambda step=step: steps_logged(out) >= step - 1, process)
-            time.sleep(rng.uniform(0, 1.5))
+            wait_until(lambda before=log_before: inode_of(out / "metrics.jsonl") not in (0, before), process)
+            wait_until(lambda step=last + 1: steps_logged(out) >= step, process)
+            time.sleep(rng.uniform(0, 2.5))  # somewhere in this step's checkpoint, the next step or its checkpoint
             kill(process)
-    assert in_writes == 5
+    assert lives[:2] == [0, 0]
+    assert 4 <= last_step(out) < 16
     finish(start(out, data, *options, resume=True))
     finish(unbroken)
     assert_same_run(out, whole)
