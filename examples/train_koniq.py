@@ -12,7 +12,7 @@ A real model on the real set:
 
 Every key of a recipe can be overridden on the command line, for example `--seed 1 --max_steps 20`. The validation
 images are measured while it trains, and the best checkpoint is kept and loaded at the end: `--validate false` and
-`--keep_best false` switch that off.
+`--keep_best false` switch that off. `--resume_from_checkpoint auto` goes on after a crash or a stop (docs/resume.md).
 """
 
 import contextlib
