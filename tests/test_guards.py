@@ -32,6 +32,8 @@ def failing_reward(kind: str, step: int):
             raise KeyError("no such score")
         if kind in ("freezes", "dies"):
             os.kill(os.getpid(), signal.SIGSTOP if kind == "freezes" else signal.SIGKILL)
+        if kind == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
         if kind in ("nan", "inf", "None"):
             rewards[2] = None if kind == "None" else float(kind)
         return rewards[1:] if kind == "short" else rewards
@@ -165,6 +167,16 @@ def test_both_ranks_tell_the_fault_of_one(tmp_path, kind, message):
     assert seen[0]["weights"] == seen[1]["weights"]
     assert math.isfinite(seen[0]["weights"])
     assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-1"
+
+
+@pytest.mark.slow
+def test_the_signal_of_one_rank_stops_both_after_the_same_step(tmp_path):
+    done, seen, _ = two_processes(tmp_path, "signal")
+    assert len(seen) == 2, done.stderr[-3000:]
+    for each in seen:
+        assert each["ending"].startswith("TrainingInterrupted: SIGTERM came; the run stops after step 2.")
+        assert each["step"] == 2
+    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-2"
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from harness import build_trainer
+from q_hawkeye_trl.errors import TrainingInterrupted
+from q_hawkeye_trl.stopping import StopOnSignalCallback
 from test_guards import failing_reward, spoil_gradient, spoil_loss
 
 
@@ -21,6 +23,7 @@ def main(folder: str, kind: str) -> None:
         max_steps=3,
         save_strategy="steps",
         save_steps=1,
+        callbacks=[StopOnSignalCallback()],
         reward_funcs=[failing_reward(kind if rank == 1 else "", 2)],
     )
     # what ddp_timeout does on a GPU; transformers does not pass it on for the CPU
@@ -31,7 +34,7 @@ def main(folder: str, kind: str) -> None:
     try:
         trainer.train()
         ending = "it ended"
-    except Exception as error:
+    except (Exception, TrainingInterrupted) as error:
         ending = f"{type(error).__name__}: {error}"
     seen = {
         "world_size": trainer.accelerator.num_processes,
@@ -41,7 +44,7 @@ def main(folder: str, kind: str) -> None:
         "weights": sum(parameter.double().sum().item() for parameter in trainer.model.parameters()),
     }
     (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(seen))
-    if not ending.startswith("TrainingError"):
+    if not ending.startswith("Training"):
         sys.exit(ending)
     trainer.accelerator.end_training()
 
