@@ -11,19 +11,23 @@ A real model on the real set:
     accelerate launch examples/train_koniq.py --config recipes/koniq/qwen2_5_vl_7b.yaml --data_dir PATH/koniq10k
 
 Every key of a recipe can be overridden on the command line, for example `--seed 1 --max_steps 20`, and a recipe may
-inherit from another one (docs/recipes.md). The validation
-images are measured while it trains, and the best checkpoint is kept and loaded at the end: `--validate false` and
-`--keep_best false` switch that off.
+inherit from another one (docs/recipes.md). The validation images are measured while it trains, and the best
+checkpoint is kept and loaded at the end: `--validate false` and `--keep_best false` switch that off.
+`--resume_from_checkpoint auto` goes on after a crash or a stop (docs/resume.md).
 """
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import AutoProcessor, EarlyStoppingCallback, ProgressCallback
@@ -43,6 +47,7 @@ from q_hawkeye_trl.data.folder import check_rows, load_folder
 from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
+from q_hawkeye_trl.errors import TrainingError, TrainingInterrupted, how_to_go_on
 from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
 from q_hawkeye_trl.evaluation.validation import BEST_METRIC, Validation
 from q_hawkeye_trl.files import write_json
@@ -52,7 +57,9 @@ from q_hawkeye_trl.recipe import load_recipe, split_recipe
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
 from q_hawkeye_trl.rewards import get_reward
 from q_hawkeye_trl.run_facts.log import RunFactsCallback
-from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder
+from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder, was_started
+from q_hawkeye_trl.staging import explained_write_errors
+from q_hawkeye_trl.stopping import StopOnSignalCallback
 from q_hawkeye_trl.text import QUALITY_SCALE
 
 DEMO_RECIPE = Path(__file__).parents[1] / "recipes" / "demo" / "tiny.yaml"
@@ -148,7 +155,7 @@ def main() -> None:
 
     # Folders
     resume = resume_choice(training_args.resume_from_checkpoint)
-    goes_on = resume == "true" or lies_in(resume, training_args.output_dir)
+    goes_on = resume in ("true", "auto") or lies_in(resume, training_args.output_dir)
     choice = [choose_run_folder(training_args.output_dir, resume=goes_on, numbered=is_default)]
     training_args.output_dir = str(broadcast_object_list(choice)[0])  # one choice for all ranks
     create_run_folder(training_args.output_dir)
@@ -193,13 +200,20 @@ def main() -> None:
         training_args.output_dir,
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(RunFactsCallback(trainer, script_args, model_args, held_out=held_out))
-    for callback in (BriefProgressCallback(), MetricsFileCallback(training_args.output_dir), measured):
+    for callback in (
+        RunFactsCallback(trainer, script_args, model_args, held_out=held_out),
+        BriefProgressCallback(),
+        MetricsFileCallback(training_args.output_dir),
+        measured,
+        StopOnSignalCallback(),
+    ):
         trainer.add_callback(callback)
     if script_args.early_stopping_patience is not None and validation is not None:
         trainer.add_callback(EarlyStoppingCallback(script_args.early_stopping_patience))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    with clean_end(trainer):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    with explained_write_errors("the model", training_args.output_dir):
+        trainer.save_model()
 
     # Report
     if trainer.accelerator.is_main_process:
@@ -228,11 +242,14 @@ def parse_arguments() -> tuple[ScriptArguments, HawkeyeGRPOConfig, ModelConfig, 
 
 
 def resume_choice(value: str | bool | None) -> str | None:
-    """Reads `--resume_from_checkpoint`: `None`, `"true"`, or the path of a checkpoint."""
+    """
+    Reads `--resume_from_checkpoint`: `None`, `"true"` (the last whole checkpoint of the output folder), `"auto"` (the
+    same, or the start where there is none yet), or the path of a checkpoint.
+    """
     text = str(value).lower()
     if text in ("none", "false"):
         return None
-    return "true" if text == "true" else str(value)
+    return text if text in ("true", "auto") else str(value)
 
 
 def lies_in(checkpoint: str | None, folder: str) -> bool:
@@ -244,11 +261,36 @@ def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
     """Turns what [`resume_choice`] read into the checkpoint's folder."""
     if resume is None:
         return None
-    if resume == "true":
-        return str(last_whole_checkpoint(output_dir))
-    if problem := checkpoint_problem(resume):
-        raise ValueError(f"{resume} is not a whole checkpoint ({problem}); name another one.")
-    return resume
+    choice: list = [None, None]
+    if PartialState().is_main_process:  # one choice, and one message, for all ranks
+        try:
+            if resume in ("true", "auto"):
+                started = resume == "true" or was_started(output_dir)
+                choice[0] = str(last_whole_checkpoint(output_dir)) if started else None
+            elif problem := checkpoint_problem(resume):
+                choice[1] = f"{resume} is not a whole checkpoint ({problem}); name another one."
+            else:
+                choice[0] = resume
+        except (FileNotFoundError, FileExistsError) as error:
+            choice[1] = str(error)
+    checkpoint, problem = broadcast_object_list(choice)
+    if problem:
+        raise ValueError(problem)
+    return checkpoint
+
+
+@contextlib.contextmanager
+def clean_end(trainer: HawkeyeGRPOTrainer) -> Iterator[None]:
+    """Leaves the process group where a signal ends the run; Ctrl-C gets a line in place of a traceback."""
+    try:
+        yield
+    except TrainingInterrupted as stopped:
+        end_processes(trainer.accelerator, status=128 + stopped.signal)
+        raise
+    except KeyboardInterrupt:
+        if trainer.accelerator.is_main_process:
+            print(f"\nStopped after step {trainer.state.global_step}. {how_to_go_on(trainer.args.output_dir)}")
+        sys.exit(128 + signal.SIGINT)
 
 
 def load_data(
@@ -438,7 +480,7 @@ def source_of(script_args: ScriptArguments) -> str:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:  # bad input: its message, without the way to it
+    except (ValueError, OSError, TrainingError) as error:  # its message, without the way to it
         if os.environ.get("Q_HAWKEYE_TRACEBACK"):
             raise
         sys.exit(f"train_koniq.py: {error}")

@@ -1,6 +1,5 @@
 """A resumed run ends where the unbroken one does, and a checkpoint that does not fit is refused."""
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,9 @@ OPTIONS = {
     "max_completion_length": 8,
     "perception_gamma": 0.1,
 }
+
+
+TIMES = ("_time", "_runtime", "_per_second")
 
 
 def length_of_text(completions, **kwargs) -> list[float]:
@@ -79,26 +81,12 @@ def assert_went_on(resumed: HawkeyeGRPOTrainer, whole: Run, family: str = "qwen2
     """To the bit, from a start that was trained at all."""
     assert largest_difference(parameters_of(resumed.model), whole.parameters) == 0
     assert largest_difference(parameters_of(tiny_policy(family)[0]), whole.parameters) > 1e-4  # it did train
-    logs = [line for line in resumed.state.log_history if "loss" in line]
-    assert [line["loss"] for line in logs] == [line["loss"] for line in whole.logs]
-    assert [line["perception/kl"] for line in logs] == [line["perception/kl"] for line in whole.logs]
+    assert any("perception/kl" in line for line in whole.logs)
+    assert without_times(resumed.state.log_history) == without_times(whole.trainer.state.log_history)
 
 
-@pytest.mark.parametrize(
-    ("options", "multiple"),
-    [
-        ({"num_iterations": 2}, "2"),
-        ({"steps_per_generation": 4, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, "2"),
-        ({"num_iterations": 3, "save_steps": 2}, "3"),
-    ],
-)
-def test_checkpoints_between_rollouts_are_warned_of(tmp_path, caplog, monkeypatch, options, multiple):
-    monkeypatch.setattr(logging.getLogger("q_hawkeye_trl.checks"), "propagate", True)
-    build_trainer(tmp_path, **(OPTIONS | options))
-    assert f"save_steps to a multiple of {multiple} to save" in caplog.text
-    caplog.clear()
-    build_trainer(tmp_path, **(OPTIONS | options | {"save_steps": int(multiple)}))
-    assert "save_steps" not in caplog.text
+def without_times(lines: list[dict]) -> list[dict]:
+    return [{key: value for key, value in line.items() if not key.endswith(TIMES)} for line in lines]
 
 
 def test_lora_resumes_its_adapter(tmp_path):

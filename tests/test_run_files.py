@@ -12,7 +12,7 @@ from q_hawkeye_trl.callbacks import HeldOutCallback, MetricsFileCallback, read_m
 from q_hawkeye_trl.checkpoints import checkpoint_problem, last_whole_checkpoint
 from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.reporting import FIGURES, before_after_table, plot_curves, running_mean
-from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder
+from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder, was_started
 
 
 def filled(folder):
@@ -47,6 +47,18 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"file/run can't be written to"):
         create_run_folder(tmp_path / "file" / "run")
+
+
+def test_a_run_that_never_saved_begins_from_the_start_and_overwrites_no_result(tmp_path):
+    assert not was_started(tmp_path)
+    for left in ("metrics.jsonl", "before.json", "README.md"):
+        (tmp_path / left).write_text("{}")
+    assert not was_started(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(FileExistsError, match=r"no checkpoint to go on from, but model.safetensors of a run that"):
+        was_started(tmp_path)
+    (tmp_path / "checkpoint-3").mkdir()  # broken or not: not from the start
+    assert was_started(tmp_path)
 
 
 def checkpoint(folder, step):
@@ -93,14 +105,21 @@ def arguments(tmp_path):
     return TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
 
 
-def test_metrics_file_drops_what_a_resume_repeats(tmp_path, arguments):
+def test_metrics_file_has_no_gap_and_no_double_after_a_resume(tmp_path, arguments):
     callback, control = MetricsFileCallback(tmp_path), TrainerControl()
     callback.on_train_begin(arguments, TrainerState(), control)
+    history = []
     for step in (1, 2, 3):
-        callback.on_log(arguments, TrainerState(global_step=step), control, logs={"loss": step / 2, "x": math.nan})
-    with open(callback.path, "a") as file:
-        file.write('{"step": 4, "lo')  # cut off by a crash
-    callback.on_train_begin(arguments, TrainerState(global_step=2), control)
+        logs = {"loss": step / 2, "x": math.nan}
+        callback.on_log(arguments, TrainerState(global_step=step), control, logs=logs)
+        history.append({**logs, "step": step})
+    written = callback.path.read_text()
+    ended = {"train_runtime": 1.0, "step": 2}
+    # cut off in its fourth line, and lost but for a line
+    for left in (written + '{"step": 4, "lo', written.splitlines(keepends=True)[2]):
+        callback.path.write_text(left)
+        callback.on_train_begin(arguments, TrainerState(global_step=2, log_history=[*history[:2], ended]), control)
+        assert callback.path.read_text() == "".join(written.splitlines(keepends=True)[:2])
     callback.on_log(arguments, TrainerState(global_step=3), control, logs={"loss": 9.0})
     lines = read_metrics(callback.path)
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.5), (2, 1.0), (3, 9.0)]

@@ -1,12 +1,13 @@
 """What a training run writes down while it goes on: a line a log, a short progress bar, figures before and after."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from transformers import ProgressCallback, TrainerCallback
 
 from .files import without_nan, write_atomically, write_json
+from .staging import explained_write_errors
 
 METRICS_FILE = "metrics.jsonl"
 SHOWN = {
@@ -22,8 +23,9 @@ SHOWN = {
 
 class MetricsFileCallback(TrainerCallback):
     """
-    Appends every log of the trainer to `metrics.jsonl`, one JSON object a line with the `step` it belongs to. After a
-    resume the lines beyond the checkpoint are dropped first, so that no step stands there twice.
+    Appends every log of the trainer to `metrics.jsonl`, one JSON object a line with the `step` it belongs to. A
+    resumed run begins by writing the file anew from the checkpoint's own history, so that no line is missing or stands
+    there twice, whatever a crash left of it.
 
     Args:
         output_dir (`str` or `Path`):
@@ -36,14 +38,19 @@ class MetricsFileCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step and state.global_step]
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        # a run that had ended and goes on has no end yet
+        kept = [line for line in state.log_history if "train_runtime" not in line]
+        write_atomically(self.path, "".join(map(_line, kept)))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
             return
-        with open(self.path, "a") as file:
-            file.write(json.dumps(without_nan({"step": state.global_step, **logs})) + "\n")
+        with explained_write_errors(METRICS_FILE, self.path.parent), open(self.path, "a") as file:
+            file.write(_line({**logs, "step": state.global_step}))
+
+
+def _line(logs: Mapping) -> str:
+    return json.dumps(without_nan({"step": logs["step"], **logs})) + "\n"
 
 
 class BriefProgressCallback(ProgressCallback):

@@ -4,12 +4,8 @@ import math
 import numbers
 from typing import Any
 
-from transformers.utils import logging
-
 from .config import HawkeyeGRPOConfig, refuse_reentrant_checkpointing
 from .objective.reduction import LOSS_TYPES
-
-logger = logging.get_logger(__name__)
 
 _OFF = "set perception_gamma and entropy_degraded_coef to 0 to train without it"
 
@@ -68,17 +64,6 @@ def check_mos(values: Any, score_min: float, score_max: float) -> None:
             )
 
 
-def _warn_of_inexact_resume(args: HawkeyeGRPOConfig, num_iterations: int) -> None:
-    window, step = args.steps_per_generation * num_iterations, args.gradient_accumulation_steps
-    if args.save_strategy != "steps" or args.save_steps < 1 or args.save_steps * step % window == 0:
-        return
-    logger.warning(
-        f"Rollouts are used for {window} micro-batches and save_steps {args.save_steps} can save in between: a run "
-        f"resumed there draws new rollouts and does not end bit for bit as an unbroken one. Set save_steps to a "
-        f"multiple of {window // math.gcd(window, step)} to save between rollouts."
-    )
-
-
 def _check_images(dataset: Any, columns: list[str], args: HawkeyeGRPOConfig) -> None:
     if {"image", "images"} <= set(columns):
         raise ValueError("The dataset has both an image and an images column; keep one (images for several a prompt).")
@@ -119,7 +104,6 @@ def check_compatible(trainer: Any) -> None:
         `ValueError`: The combination is not supported; the message names both sides.
     """
     args = trainer.args
-    _warn_of_inexact_resume(args, trainer.num_iterations)
     if args.uses_perception_terms and trainer.loss_type not in LOSS_TYPES:
         raise ValueError(
             f"loss_type {trainer.loss_type!r} is unknown to the perception terms, which average as the policy loss "

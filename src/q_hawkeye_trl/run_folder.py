@@ -3,6 +3,11 @@
 import tempfile
 from pathlib import Path
 
+from .checkpoints import list_checkpoints
+
+RESULTS = ("summary.json", "*.safetensors", "*.bin", "config.json")
+"""What a run leaves when it ends."""
+
 
 def choose_run_folder(wanted: str | Path, *, resume: bool, numbered: bool) -> Path:
     """
@@ -56,6 +61,31 @@ def create_run_folder(folder: str | Path) -> None:
         raise OSError(
             f"output_dir {folder} can't be written to ({error.strerror or error}); name a writable folder."
         ) from error
+
+
+def was_started(folder: str | Path) -> bool:
+    """
+    Tells whether the run of a folder has a checkpoint to go on from, whole or not, or is to begin from the start.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the run; what a run leaves that ended before its first checkpoint may lie there.
+
+    Returns:
+        `bool`
+
+    Raises:
+        `FileExistsError`: The folder has no checkpoint, but the model or the summary of a run.
+    """
+    if list_checkpoints(folder):
+        return True
+    results = [name for pattern in RESULTS for name in sorted(path.name for path in Path(folder).glob(pattern))]
+    if results:
+        raise FileExistsError(
+            f"output_dir {folder} has no checkpoint to go on from, but {results[0]} of a run that ended, which is not "
+            "overwritten; name another folder."
+        )
+    return False
 
 
 def _is_taken(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """What the scores of the rollouts say while training runs: spread, parse rate, running SRCC and PLCC."""
 
 from collections import deque
+from collections.abc import Iterable
 
 import torch
 
@@ -16,7 +17,7 @@ class ScoreMonitor:
 
     Args:
         window (`int`, *optional*, defaults to `512`):
-            Number of images kept. The window is not saved: after a resume it fills anew.
+            Number of images kept.
     """
 
     def __init__(self, window: int = WINDOW):
@@ -47,6 +48,15 @@ class ScoreMonitor:
             return {}
         means, mos = zip(*self._pairs, strict=True)
         return {"srcc": srcc(means, mos), "plcc": plcc(means, mos)}
+
+    def state(self) -> list[tuple[float, float]]:
+        """What the window holds, for a checkpoint."""
+        return list(self._pairs)
+
+    def load_state(self, pairs: Iterable[tuple[float, float]]) -> None:
+        """Replaces what the window holds by what [`~ScoreMonitor.state`] gave."""
+        self._pairs.clear()
+        self._pairs.extend((mean, mos) for mean, mos in pairs)
 
     def clear(self) -> None:
         """Forgets all images."""

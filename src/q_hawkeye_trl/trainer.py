@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from trl.models.utils import disable_gradient_checkpointing
 
 from .checks import check_compatible, check_dataset
@@ -16,22 +15,24 @@ from .data.decode_once import DecodeOnce
 from .data.epoch_sampler import EpochSampler
 from .degraded_batch import degraded_pixel_values
 from .evaluation.validation import Validation
+from .guards import check_finite, guarded_rewards
 from .objective.perception import perception_kl, sampled_entropy
 from .objective.reduction import token_weights
 from .objective.schedule import perception_gamma_at
 from .objective.uncertainty import rollout_uncertainty, score_statistics, uncertainty_weights
-from .resume import has_full_weights, load_full_weights
+from .resumable import ResumableTrainer
 from .score_monitor import ScoreMonitor
 from .seam import VISION_KEYS, check_seam
-from .shared_prefix.trainer import SharedPrefixTrainer
 from .text import completion_text, parse_score
 
 ScoreFunc = Callable[[str], float | None]
 
+TERMS_OF_LOSS = ("advantages", "old_per_token_logps", "ref_per_token_logps", "importance_sampling_ratio")
+
 DATASET_COLUMNS = ("degraded_image", "degraded_images", "mos", "mos_std", "image_id", "dataset")
 
 
-class HawkeyeGRPOTrainer(SharedPrefixTrainer):
+class HawkeyeGRPOTrainer(ResumableTrainer):
     """
     Trainer for the Q-Hawkeye method, proposed in [Q-Hawkeye: Reliable Visual Policy Optimization for Image Quality
     Assessment](https://huggingface.co/papers/2601.22920).
@@ -39,8 +40,9 @@ class HawkeyeGRPOTrainer(SharedPrefixTrainer):
     It is [`~trl.GRPOTrainer`] with two changes. (1) The advantages of a group are multiplied by a weight that falls
     with the variance of the scores that its rollouts state. (2) The loss has three more terms: minus gamma times the
     KL divergence between the policy on the original and on a degraded image, and the entropies on both images. With
-    all coefficients 0 it is stock GRPO, bit for bit. Checkpoints of model families whose keys `save_pretrained`
-    renames are resumed with their weights, which the stock trainer loses.
+    all coefficients 0 it is stock GRPO, bit for bit. A run that a crash or a signal ended is resumed to the bit
+    (docs/resume.md), with the weights of all model families. It ends with an error, on all ranks alike, where a loss
+    or gradient is not finite or a reward function fails.
 
     Datasets have the columns `prompt` and `image` or `images`, optionally `degraded_image` or `degraded_images`
     (without such a column the view is made on the fly), `mos` and `image_id`.
@@ -57,6 +59,7 @@ class HawkeyeGRPOTrainer(SharedPrefixTrainer):
         `TypeError`: `args` is not a [`HawkeyeGRPOConfig`].
         `ValueError`: A setting or dataset with which the method can't work; the message says what to change.
         `RuntimeError`: The installed TRL differs from the one that this trainer hooks into.
+        [`~errors.TrainingError`]: While training: a loss or gradient is not finite, or a reward function fails.
 
     Example:
 
@@ -131,7 +134,8 @@ class HawkeyeGRPOTrainer(SharedPrefixTrainer):
     # Uncertainty-aware reweighting
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with guarded_rewards(self):
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._row_weights = self._weigh_rows(inputs, completions)
         return rewards_per_func
 
@@ -257,15 +261,30 @@ class HawkeyeGRPOTrainer(SharedPrefixTrainer):
 
     def _compute_loss(self, model, inputs):
         inputs = self._ungroup_batch(inputs)
-        if not self.args.uses_perception_terms:
-            return super()._compute_loss(model, inputs)
         with self._capture_forward() as captured:
             loss = super()._compute_loss(model, inputs)
         ((logps, entropies),) = captured
-        return loss + self._perception_loss(model, inputs, logps, entropies)
+        terms = {"policy loss": loss, "per_token_logps": logps}
+        if self.args.uses_perception_terms:
+            loss = loss + self._perception_loss(model, inputs, logps, entropies, terms)
+        if self.model.training:
+            terms |= {name: inputs[name] for name in TERMS_OF_LOSS if name in inputs}
+            unused = inputs["completion_mask"] == 0  # padding can hold anything
+            terms = {k: v.masked_fill(unused, 0.0) if v.shape == unused.shape else v for k, v in terms.items()}
+            check_finite("loss", loss, terms, self.accelerator, self.state.global_step + 1)
+        return loss
 
-    def _perception_loss(self, model, inputs, logps: torch.Tensor, entropies: torch.Tensor) -> torch.Tensor:
-        """The perception terms, averaged over tokens as TRL averages the policy loss."""
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.mixed_precision != "fp16":  # whose scaler meets infinite gradients and skips them
+            value = torch.as_tensor(norm, dtype=torch.float32, device=self.accelerator.device)
+            check_finite("gradient norm", value, {}, self.accelerator, self.state.global_step + 1)
+        return norm
+
+    def _perception_loss(
+        self, model, inputs, logps: torch.Tensor, entropies: torch.Tensor, terms: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The perception terms, averaged over tokens as TRL averages the policy loss; added to `terms` by name."""
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         weights = self._token_weights(mask, inputs)
         sampled = self.args.entropy_estimator == "sampled"
@@ -287,6 +306,7 @@ class HawkeyeGRPOTrainer(SharedPrefixTrainer):
             loss = loss - gamma * (kl * pair_weights).sum()
             loss = loss + self.args.entropy_degraded_coef * (entropy * pair_weights).sum()
             sums |= {"kl": (kl, pair_mask), "entropy_degraded": (entropy, pair_mask)}
+        terms |= {f"perception/{name}": value for name, (value, _) in sums.items()}
         self._log_token_means(sums)
         return loss
 
@@ -348,21 +368,16 @@ class HawkeyeGRPOTrainer(SharedPrefixTrainer):
 
     # Checkpoints
 
-    def _loads_full_weights(self, checkpoint: str) -> bool:
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        return not sharded and not is_peft_model(self.model) and has_full_weights(checkpoint)
+    def _own_progress(self):
+        return {
+            "monitors": {mode: monitor.state() for mode, monitor in self._monitors.items()},
+            "seen_images": self._seen_images,
+        }
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if self._loads_full_weights(resume_from_checkpoint):
-            load_full_weights(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self):
-        if self._loads_full_weights(self.state.best_model_checkpoint):
-            load_full_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
-        else:
-            super()._load_best_model()
+    def _restore_own_progress(self, progress):
+        for mode, pairs in progress["monitors"].items():
+            self._monitors[mode].load_state(pairs)
+        self._seen_images = progress["seen_images"]
 
 
 def _number(value) -> float:

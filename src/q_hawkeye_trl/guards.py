@@ -1,0 +1,138 @@
+"""What would spoil a run unseen, or make ranks wait for one another for ever: found on one rank, told by all alike."""
+
+import contextlib
+import functools
+import math
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from trl import GRPOTrainer
+from trl.trainer.utils import is_async_callable
+
+from .errors import TrainingError
+
+ADVICE = (
+    "Lower the learning rate, set max_grad_norm, train in bf16 or float32, and look at the last lines of the log "
+    "before this step: a kl, entropy or grad_norm that grows tells what runs away."
+)
+
+
+def check_finite(
+    name: str, value: torch.Tensor, terms: Mapping[str, torch.Tensor], accelerator: Accelerator, step: int
+) -> None:
+    """
+    Stops the run on every rank when a value is NaN or infinite on one, before the optimizer brings it into the
+    weights.
+
+    Args:
+        name (`str`):
+            What the value is.
+        value (`torch.Tensor`):
+            Value that must be finite.
+        terms (`Mapping[str, torch.Tensor]`):
+            What it was made of, by name, to tell where it comes from; the same names on every rank.
+        accelerator ([`~accelerate.Accelerator`]):
+            Joins the ranks.
+        step (`int`):
+            Step that is under way, from 1.
+
+    Raises:
+        [`~errors.TrainingError`]: Names the step, the terms that are not finite, and the number of ranks.
+    """
+    tensors = {name: value, **terms}
+    wrong = torch.stack([(~torch.isfinite(tensor.detach())).any() for tensor in tensors.values()]).float()
+    ranks = dict(zip(tensors, accelerator.reduce(wrong, reduction="sum").tolist(), strict=True))
+    if ranks[name] == 0:
+        return
+    share = f" on {int(ranks[name])} of {accelerator.num_processes} ranks" if accelerator.num_processes > 1 else ""
+    found = ", ".join(term for term in terms if ranks[term]) or "its terms are finite"
+    raise TrainingError(
+        f"Step {step}: the {name} is not a finite number{share} ({found}). The run stops before the optimizer's step. "
+        f"{ADVICE}"
+    )
+
+
+@contextlib.contextmanager
+def guarded_rewards(trainer: GRPOTrainer) -> Iterator[None]:
+    """
+    Within, a reward function that fails gives zeros in place of raising while other ranks wait; afterwards all ranks
+    raise. Faults are exceptions, too few or many rewards, and rewards that are NaN or infinite; `None` is allowed.
+    Reward models, which are modules, run as they are.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]):
+            Trainer whose reward functions are called within.
+
+    Raises:
+        [`~errors.TrainingError`]: Names the step, the function, and the exception or the row and its value, for all
+        ranks with a fault.
+    """
+    faults: list[str] = []
+    funcs = trainer.reward_funcs
+    trainer.reward_funcs = [
+        func if isinstance(func, nn.Module) else _guarded(func, name, faults)
+        for func, name in zip(funcs, trainer.reward_func_names, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        trainer.reward_funcs = funcs
+    accelerator = trainer.accelerator
+    count = accelerator.reduce(torch.tensor(float(len(faults)), device=accelerator.device), reduction="sum")
+    if count.item() == 0:
+        return
+    several = accelerator.num_processes > 1
+    told = gather_object([f"rank {accelerator.process_index}: {fault}" if several else fault for fault in faults])
+    raise TrainingError(f"Step {trainer.state.global_step + 1}: {'; '.join(told)}.")
+
+
+def _guarded(func: Callable, name: str, faults: list[str]) -> Callable:
+    def keep(error: Exception) -> None:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        faults.append(
+            f"the reward function {name} raised {type(error).__name__}: {error} ({frame.filename}, line "
+            f"{frame.lineno})"
+        )
+
+    def checked(rewards: Any, rows: int, columns: Mapping[str, Any]) -> list:
+        rewards = list(rewards)
+        if len(rewards) != rows:
+            faults.append(f"the reward function {name} returned {len(rewards)} rewards for {rows} completions")
+            return [0.0] * rows
+        for row, reward in enumerate(rewards):
+            if reward is not None and not math.isfinite(float(reward)):
+                where = f"row {row}"
+                if columns.get("image_id") is not None:
+                    where += f" (image_id {columns['image_id'][row]!r})"
+                faults.append(
+                    f"the reward function {name} returned {float(reward)} for {where}; return a finite number, or "
+                    "None for a row without this reward"
+                )
+                return [0.0] * rows
+        return rewards
+
+    if is_async_callable(func):
+
+        @functools.wraps(func)
+        async def guarded_async(*, completions, **kwargs):
+            try:
+                return checked(await func(completions=completions, **kwargs), len(completions), kwargs)
+            except Exception as error:
+                keep(error)
+                return [0.0] * len(completions)
+
+        return guarded_async
+
+    def guarded(*, completions, **kwargs):
+        try:
+            return checked(func(completions=completions, **kwargs), len(completions), kwargs)
+        except Exception as error:
+            keep(error)
+            return [0.0] * len(completions)
+
+    return guarded

@@ -1,0 +1,195 @@
+"""Losses, gradients and rewards that are no numbers, and functions that fail, end a run on all ranks alike."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from harness import OFF, ON, build_trainer, largest_difference
+from q_hawkeye_trl.checkpoints import last_whole_checkpoint
+from q_hawkeye_trl.errors import TrainingError
+
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+
+
+def failing_reward(kind: str, step: int):
+    """A reward that works but for one step, in which it does what `kind` says, to its third row if to a row."""
+
+    def counted(completions, trainer_state, **kwargs):
+        rewards: list = [float(index % 3) for index in range(len(completions))]
+        if trainer_state.global_step + 1 != step:
+            return rewards
+        if kind == "raises":
+            raise KeyError("no such score")
+        if kind in ("freezes", "dies"):
+            os.kill(os.getpid(), signal.SIGSTOP if kind == "freezes" else signal.SIGKILL)
+        if kind == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if kind in ("nan", "inf", "None"):
+            rewards[2] = None if kind == "None" else float(kind)
+        return rewards[1:] if kind == "short" else rewards
+
+    return counted
+
+
+def spoil_loss(trainer, step: int, value: float = math.nan) -> None:
+    """Spoils the hidden states of one row in the training forwards of a step."""
+
+    def spoil(module, args, output):
+        if trainer.state.global_step + 1 == step and torch.is_grad_enabled():
+            hidden = output[0] if isinstance(output, tuple) else output
+            spoiled = hidden.clone()
+            spoiled[0] = value
+            return (spoiled, *output[1:]) if isinstance(output, tuple) else spoiled
+        return output
+
+    trainer.model.model.language_model.layers[-1].register_forward_hook(spoil)
+
+
+def spoil_gradient(trainer, step: int, value: float = math.inf) -> None:
+    """Leaves the loss alone and spoils a gradient."""
+    parameter = trainer.model.model.language_model.layers[0].mlp.up_proj.weight
+    parameter.register_hook(lambda grad: grad + value if trainer.state.global_step + 1 == step else grad)
+
+
+class KeepWeights(TrainerCallback):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("method", [OFF, ON])
+def test_a_loss_that_is_no_number_stops_before_the_weights_see_it(tmp_path, method, accumulation):
+    keep = KeepWeights()
+    size = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "logging_nan_inf_filter": True}
+    trainer = build_trainer(tmp_path, callbacks=[keep], **options, **size, **method)
+    spoil_loss(trainer, 2)
+    with pytest.raises(TrainingError, match=r"Step 2: the loss is not a finite number \(policy loss, per_token_logps"):
+        trainer.train()
+    assert largest_difference(dict(trainer.model.named_parameters()), keep.weights) == 0
+    assert last_whole_checkpoint(tmp_path).name == "checkpoint-1"
+
+
+def test_the_terms_are_named(tmp_path):
+    trainer = build_trainer(tmp_path, **ON)
+    spoil_loss(trainer, 1, math.inf)
+    with pytest.raises(TrainingError) as error:
+        trainer.train()
+    for name in ("perception/entropy_original", "perception/kl", "perception/entropy_degraded", "Lower the learning"):
+        assert name in str(error.value)
+    assert "advantages" not in str(error.value)
+
+
+@pytest.mark.parametrize(("value", "max_grad_norm"), [(math.inf, 1.0), (math.nan, 0.0), (math.inf, 0.0)])
+def test_a_gradient_that_is_no_number_stops_too(tmp_path, value, max_grad_norm):
+    keep = KeepWeights()
+    trainer = build_trainer(tmp_path, callbacks=[keep], max_steps=3, max_grad_norm=max_grad_norm, **OFF)
+    spoil_gradient(trainer, 2, value)
+    with pytest.raises(TrainingError, match=r"Step 2: the gradient norm is not a finite number"):
+        trainer.train()
+    assert largest_difference(dict(trainer.model.named_parameters()), keep.weights) == 0
+
+
+FAULTS = {
+    "raises": r"Step 2: the reward function counted raised KeyError: 'no such score' \(.*test_guards.py, line \d+\)",
+    "nan": r"counted returned nan for row 2 \(image_id 'picture-0-\d'\); return a finite number, or None",
+    "inf": r"counted returned inf for row 2",
+    "short": r"counted returned 7 rewards for 8 completions",
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_reward_function_that_fails_is_named(tmp_path, kind, asynchronous):
+    function = failing_reward(kind, 2)
+
+    async def counted(**kwargs):
+        return function(**kwargs)
+
+    trainer = build_trainer(tmp_path, max_steps=3, reward_funcs=[counted if asynchronous else function])
+    with pytest.raises(TrainingError, match=FAULTS[kind]):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert trainer.reward_funcs[0] in (counted, function)
+
+
+def test_none_is_a_reward(tmp_path):
+    trainer = build_trainer(tmp_path, max_steps=3, reward_funcs=[failing_reward("None", 2)])
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
+def two_processes(folder: Path, kind: str) -> tuple[subprocess.CompletedProcess, list[dict], float]:
+    script = Path(__file__).with_name("two_processes_guards.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    command = [*LAUNCHER, str(script), str(folder), kind]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment, **pipes)
+    try:
+        output, errors = process.communicate(timeout=200)
+    finally:  # ranks are in sessions of their own
+        for left in psutil.Process().children(recursive=True):
+            left.kill()
+    done = subprocess.CompletedProcess(command, process.returncode, output, errors)
+    seen = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+    assert all(each["world_size"] == 2 for each in seen)
+    return done, seen, time.monotonic() - started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("raises", "Step 2: rank 1: the reward function counted raised KeyError"),
+        ("nan", "Step 2: rank 1: the reward function counted returned nan for row 2"),
+        ("loss", "Step 2: the loss is not a finite number on 1 of 2 ranks (policy loss"),
+        ("gradient", "Step 2: the gradient norm is not a finite number on 2 of 2 ranks"),
+    ],
+)
+def test_both_ranks_tell_the_fault_of_one(tmp_path, kind, message):
+    done, seen, _ = two_processes(tmp_path, kind)
+    assert len(seen) == 2, done.stderr[-3000:]
+    for each in seen:
+        assert message in each["ending"]
+        assert each["step"] == 1
+        assert each["seconds"] < 15
+    assert seen[0]["weights"] == seen[1]["weights"]
+    assert math.isfinite(seen[0]["weights"])
+    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-1"
+
+
+@pytest.mark.slow
+def test_the_signal_of_one_rank_stops_both_after_the_same_step(tmp_path):
+    done, seen, _ = two_processes(tmp_path, "signal")
+    assert len(seen) == 2, done.stderr[-3000:]
+    for each in seen:
+        assert each["ending"].startswith("TrainingInterrupted: SIGTERM came; the run stops after step 2.")
+        assert each["step"] == 2
+    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "seconds"), [("dies", 60), ("freezes", 120)])
+def test_a_rank_that_dies_or_freezes_ends_the_run_in_time(tmp_path, kind, seconds):
+    done, seen, taken = two_processes(tmp_path, kind)
+    assert done.returncode != 0
+    assert taken < seconds
+    assert "it ended" not in [each["ending"] for each in seen]
+    if kind == "dies":
+        assert "Signal 9 (SIGKILL) received" in done.stderr
+    else:
+        assert len(seen) == 1  # the frozen one says nothing; the other waited for 20 seconds
+        assert seen[0]["seconds"] > 20
+        assert "imed out" in seen[0]["ending"]
+    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-1"

@@ -1,0 +1,52 @@
+"""Two ranks are resumed inside a window as one is, under data parallelism and DeepSpeed; another number is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from q_hawkeye_trl.checkpoints import checkpoint_problem
+from test_resume import without_times
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).with_name("two_processes_resume.py")
+ZERO = {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
+BACKENDS = {
+    "data parallel": ({}, "DistributedDataParallel"),
+    "ZeRO-2": ({"deepspeed": ZERO | {"zero_optimization": {"stage": 2}}}, "DeepSpeedEngine"),
+    "ZeRO-3": ({"deepspeed": ZERO | {"zero_optimization": {"stage": 3}}}, "DeepSpeedEngine"),
+}
+
+
+def launch(folder: Path, options: dict, checkpoint: Path | str = "", ranks: int = 2) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
+    command += [str(SCRIPT), str(folder), str(checkpoint), json.dumps({"per_device_train_batch_size": 4} | options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def seen_by(folder: Path, wrapper: str, done: subprocess.CompletedProcess) -> list[dict]:
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads((folder / "seen.json").read_text())
+    assert (seen["world_size"], seen["wrapper"]) == (2, wrapper)
+    return without_times(seen["log"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_ranks_resume_inside_a_window(tmp_path, backend):
+    options, wrapper = BACKENDS[backend]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    expected = seen_by(whole, wrapper, launch(whole, options))
+    checkpoint = whole / "checkpoint-1"
+    assert checkpoint_problem(checkpoint) is None
+    assert {path.name for path in checkpoint.glob("rollouts_*")} == {f"rollouts_{n}.safetensors" for n in (0, 1)}
+    assert seen_by(resumed, wrapper, launch(resumed, options, checkpoint)) == expected
+    assert [line["step"] for line in expected if "loss" in line] == [1, 2, 3]
+    if backend == "data parallel":
+        done = launch(tmp_path / "one", options, checkpoint, ranks=1)
+        assert done.returncode != 0
+        assert "world_size was 2 and is 1" in done.stderr
