@@ -44,14 +44,10 @@ REPLACED = {
     "max_steps",
     "report_to",
 }
-_VLLM_FAULT = pytest.mark.xfail(
-    raises=AttributeError, strict=True, reason="shared_prefix/support.py reads generation_config, absent with vLLM"
-)
 
 
 def marks_of(path: Path) -> list:
-    slow = [] if name_of(path) in FAST else [pytest.mark.slow]
-    return [*slow, _VLLM_FAULT] if "vllm" in path.name else slow
+    return [] if name_of(path) in FAST else [pytest.mark.slow]
 
 
 PARAMETERS = [pytest.param(path, id=name_of(path), marks=marks_of(path)) for path in TRAINING]

@@ -135,6 +135,13 @@ def test_is_the_run_with_the_same_completions_from_elsewhere(train, tmp_path):
     assert relative_difference(ours.gradients[0], scripted.gradients[0]) < 1e-4
 
 
+def test_prompts_are_shared_with_vllm_too(train):
+    plain, _ = train(**ON)
+    shared, _ = train(shared_prefix="auto", **ON)
+    assert shared.trainer._shares_prefix["train"]
+    assert relative_difference(shared.gradients[0], plain.gradients[0]) < 1e-4
+
+
 def test_importance_ratio_is_used(train):
     done, engine = train(shift=-0.02, vllm_importance_sampling_mode="sequence_truncate", **ON)
     tokenizer = engine.processor.tokenizer

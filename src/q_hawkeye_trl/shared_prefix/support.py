@@ -110,8 +110,8 @@ def choose_sharing(trainer: Any) -> dict[str, bool]:
 def _trainer_problem(trainer: Any) -> str | None:
     if trainer.tools or trainer.environment_factories is not None:
         return "tools and environments give the rollouts of a group prompts of their own"
-    cache = trainer.generation_config.cache_implementation
-    if not trainer.use_vllm and trainer.rollout_func is None:
+    if not trainer.use_vllm and trainer.rollout_func is None:  # vLLM has no generation_config
+        cache = trainer.generation_config.cache_implementation
         if cache not in DYNAMIC_CACHES:
             return f"generation with a {cache} cache can't take up a prompt that is run once a group"
         lacking = [name for name in HOOKED_METHODS if not hasattr(unwrap_policy(trainer.model), name)]
