@@ -1,5 +1,11 @@
-"""Data parallelism and DeepSpeed in two real CPU processes train as one process does, whatever the feature."""
+"""
+Data parallelism and DeepSpeed in two real CPU processes train as one process does, whatever the feature.
 
+With `SCALING_RESULTS=FILE` in the environment the deviations go there, for the table of docs/scaling.md.
+"""
+
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -22,8 +28,8 @@ terms in another order."""
 WEIGHT_BOUND = {"sgd": 1e-6, "adamw_torch": 1e-4}
 """
 SGD adds the gradient times 0.1 to weights of up to 4, which are exact to 2.4e-7: a few roundings. AdamW divides each
-gradient by its own size, so that where a gradient is 0 but for rounding it still makes steps of up to the learning rate:
-the bound is a thirtieth of what three steps of 1e-3 can move a weight.
+gradient by its own size, so that where a gradient is 0 but for rounding it still makes steps of up to the learning
+rate: the bound is a thirtieth of what three steps of 1e-3 can move a weight.
 """
 CHEAP = ("LoRA, beta 0.04", "shared prompts, all at once")
 
@@ -60,6 +66,18 @@ def ranks(request, folder) -> tuple[str, list[dict[str, dict]]]:
     return backend, cases.in_two_processes(folder, backend, list(features))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def measured():
+    """Deviations by backend and feature; at the end they are added to those that the file of results holds."""
+    figures: dict[str, dict[str, dict]] = {}
+    yield figures
+    if path := os.environ.get("SCALING_RESULTS"):
+        kept = json.loads(Path(path).read_text()) if Path(path).is_file() else {}
+        merged = {backend: {**kept.get(backend, {}), **figures.get(backend, {})} for backend in cases.BACKENDS}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps({backend: found for backend, found in merged.items() if found}, indent=2))
+
+
 def assert_as_one_process(backend: str, ranks: list[dict], expected: dict, optimizer: str) -> None:
     for seen in ranks:
         assert seen["world_size"] == 2
@@ -89,9 +107,16 @@ def test_the_dearest_features_at_once(ranks, alone, feature):
     "ranks", [(backend, tuple(cases.FEATURES)) for backend in cases.BACKENDS], indirect=True, ids=cases.BACKENDS
 )
 @pytest.mark.parametrize("feature", cases.FEATURES)
-def test_two_processes_equal_one(ranks, alone, feature):
-    backend, seen = ranks
-    assert_as_one_process(backend, [rank[feature] for rank in seen], alone(feature), optimizer_of(feature))
+def test_two_processes_equal_one(ranks, alone, measured, feature):
+    backend, seen = ranks[0], [rank[feature] for rank in ranks[1]]
+    assert_as_one_process(backend, seen, alone(feature), optimizer_of(feature))
+    deviations = [cases.deviations(rank, alone(feature)) for rank in seen]
+    measured.setdefault(backend, {})[feature] = {
+        **{name: max(deviation[name] for deviation in deviations) for name in ("loss", "weight")},
+        "between_ranks": largest_difference(seen[0]["parameters"], seen[1]["parameters"]),
+        "wrapper": seen[0]["wrapper"],
+        "collectives": seen[0]["collectives"],
+    }
 
 
 @pytest.mark.slow
