@@ -46,6 +46,7 @@ from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
 from q_hawkeye_trl.evaluation.validation import BEST_METRIC, Validation
 from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.model_card import CARD_FILE, data_part, recipe_of, write_model_card
+from q_hawkeye_trl.processes import end_processes
 from q_hawkeye_trl.recipe import check_recipe, split_recipe
 from q_hawkeye_trl.reporting import before_after_table, plot_curves
 from q_hawkeye_trl.rewards import get_reward
@@ -204,7 +205,7 @@ def main() -> None:
         report(
             script_args, model_args, trainer, measured, parts, time.time() - started, resumed=checkpoint is not None
         )
-    trainer.accelerator.end_training()
+    end_processes(trainer.accelerator)
 
 
 def parse_arguments() -> tuple[ScriptArguments, HawkeyeGRPOConfig, ModelConfig, bool]:

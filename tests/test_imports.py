@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     # modules that import nothing of ours
     "checkpoints": set(),
     "files": set(),
+    "processes": set(),
     "recipe": set(),
     "reporting": set(),
     "resume": set(),

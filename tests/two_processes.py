@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from harness import run
+from q_hawkeye_trl.processes import end_processes
 
 
 def main(result: str, options: str) -> None:
@@ -20,8 +21,7 @@ def main(result: str, options: str) -> None:
             "gradients": done.gradients[0],
         }
         torch.save(seen, result)
-    # joins gloo's threads: a process that exits with them running can abort ("terminate called without ...")
-    done.trainer.accelerator.end_training()
+    end_processes(done.trainer.accelerator)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from q_hawkeye_trl.evaluation.validation import Validation
+from q_hawkeye_trl.processes import end_processes
 from test_validation import demo_trainer, rated_images
 
 
@@ -15,6 +16,7 @@ def main(folder: str) -> None:
     accelerator = trainer.accelerator
     seen = {"world_size": accelerator.num_processes, **trainer.evaluate()}
     (Path(folder) / f"rank-{accelerator.process_index}.json").write_text(json.dumps(seen))
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from q_hawkeye_trl.processes import end_processes
 from test_wiring import observed_step
 
 
@@ -12,7 +13,7 @@ def main(folder: str) -> None:
     seen = observed_step(Path(folder) / "run", per_device_train_batch_size=4)
     accelerator = seen.pop("trainer").accelerator
     torch.save(seen, Path(folder) / f"rank-{accelerator.process_index}.pt")
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":
