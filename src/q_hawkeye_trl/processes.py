@@ -15,8 +15,8 @@ def end_processes(accelerator: Accelerator, status: int = 0) -> None:
 
     DistributedDataParallel keeps gloo's threads alive after the process group is destroyed, and one of them that lets
     go of a tensor while the interpreter shuts down aborts the process ("terminate called without an active
-    exception", PyTorch issue 190489, pull request 179291): a run that did everything would be reported as failed. So what an interpreter
-    does at its end is done here, and its shutdown left out.
+    exception"; PyTorch issue 190489, pull request 179291): a run that did everything would be reported as failed. So
+    what an interpreter does at its end is done here, and its shutdown left out.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]):
