@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
 import distributed_cases as cases
+from q_hawkeye_trl.processes import end_processes
 
 
 def main(folder: str, backend: str, *names: str) -> None:
@@ -21,7 +22,7 @@ def main(folder: str, backend: str, *names: str) -> None:
         seen[name]["seconds"] = time.perf_counter() - started
     torch.save(seen, Path(folder) / f"{backend}-{state.process_index}.pt")
     state.wait_for_everyone()
-    state.destroy_process_group()
+    end_processes(Accelerator(cpu=True))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 import distributed_cases as cases
+from q_hawkeye_trl.processes import end_processes
 
 FSDP2 = {
     "fsdp": True,
@@ -52,7 +53,7 @@ def main(place: str, device: str) -> None:
         seen[name] = cases.train(Path(place), feature, processes=state.num_processes)
     torch.save(seen, Path(place) / f"fsdp-{state.process_index}.pt")
     state.wait_for_everyone()
-    state.destroy_process_group()
+    end_processes(Accelerator(cpu=on_cpu))
 
 
 if __name__ == "__main__":

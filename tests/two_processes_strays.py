@@ -6,10 +6,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
 from distributed_cases import BACKENDS
 from distributed_strays import STRAYS, go_astray
+from q_hawkeye_trl.processes import end_processes
 
 
 def main(folder: str, backend: str, *names: str) -> None:
@@ -20,7 +21,7 @@ def main(folder: str, backend: str, *names: str) -> None:
         seen[name] = go_astray(Path(folder), name, zero=BACKENDS[backend])
         torch.save(seen, Path(folder) / f"{backend}-strays-{state.process_index}.pt")
     state.wait_for_everyone()
-    state.destroy_process_group()
+    end_processes(Accelerator(cpu=True))
 
 
 if __name__ == "__main__":
