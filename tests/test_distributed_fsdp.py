@@ -1,7 +1,7 @@
 """
-FSDP2 in the trainer. It is for GPUs: on a CPU accelerate makes plain data parallelism of it, without a word. Here it is
-made to shard on the CPU all the same, which runs the trainer's own way through it over gloo; the test on two GPUs is the
-one that counts.
+FSDP2 in the trainer. It is for GPUs: on a CPU accelerate makes plain data parallelism of it, without a word. Here it
+is made to shard on the CPU all the same, which runs the trainer's own way through it over gloo; the test on two GPUs
+is the one that counts.
 """
 
 from pathlib import Path
@@ -13,15 +13,17 @@ import distributed_cases as cases
 from harness import largest_difference
 from launch import in_processes
 from test_distributed import LOSS_BOUND, WEIGHT_BOUND
-from two_processes_fsdp import FEATURES
 
 
 def assert_as_one_process(folder: Path, device: str, *, loss: float, weight: float) -> None:
     cases.prepare(folder)
     in_processes("two_processes_fsdp.py", folder, device, timeout=240)
-    ranks = [torch.load(folder / f"fsdp-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for feature in FEATURES:
-        expected = cases.train(folder, {**cases.FEATURES[feature], "use_cpu": device == "cpu"})
+    ranks = [torch.load(folder / f"fsdp-{rank}-of-2.pt", weights_only=True) for rank in (0, 1)]
+    # by itself, since a process that sees two GPUs would use both
+    in_processes("two_processes_fsdp.py", folder, device, processes=1, timeout=240, CUDA_VISIBLE_DEVICES="0")
+    alone = torch.load(folder / "fsdp-0-of-1.pt", weights_only=True)
+    for feature, expected in alone.items():
+        assert expected["world_size"] == 1
         for rank in ranks:
             assert rank[feature]["world_size"] == 2
             assert rank[feature]["wrapper"] == "FSDPQwen2_5_VLForConditionalGeneration"

@@ -1,5 +1,5 @@
-"""Trainings under FSDP2 as one of several processes, on GPUs or on the CPU; each rank saves what it saw. Run by
-test_distributed_fsdp."""
+"""Trainings under FSDP2 as one of several processes, on GPUs or on the CPU, or the same trainings by themselves; each
+rank saves what it saw. Run by test_distributed_fsdp."""
 
 import sys
 from pathlib import Path
@@ -49,9 +49,10 @@ def main(place: str, device: str) -> None:
     state = PartialState(cpu=on_cpu)
     seen = {}
     for name in FEATURES:
-        feature = {**cases.FEATURES[name], **FSDP2, "use_cpu": on_cpu}
+        sharding = FSDP2 if state.num_processes > 1 else {}
+        feature = {**cases.FEATURES[name], **sharding, "use_cpu": on_cpu}
         seen[name] = cases.train(Path(place), feature, processes=state.num_processes)
-    torch.save(seen, Path(place) / f"fsdp-{state.process_index}.pt")
+    torch.save(seen, Path(place) / f"fsdp-{state.process_index}-of-{state.num_processes}.pt")
     state.wait_for_everyone()
     end_processes(Accelerator(cpu=on_cpu))
 
