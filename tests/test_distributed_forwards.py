@@ -1,14 +1,17 @@
 """No rank ever runs another number of forwards, whatever its rows are like: it would wait for the others for ever."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import distributed_cases as cases
 from distributed_strays import IMAGES_ON_ONE_RANK, STRAYS
+from harness import build_trainer
 from launch import in_processes
 from test_distributed import WRAPPERS
+from tiny_models import tiny_image
 
 BACKENDS = ("DDP", "ZeRO-3")
 
@@ -69,3 +72,44 @@ def test_images_on_one_rank_alone_are_refused_by_all(folder):
     message = "4 of the 8 rollouts of a batch belong to rows without an image, the others have one: 2 processes would"
     assert message in str(failure.value)
     assert "Timed out" not in str(failure.value)
+
+
+WITH = {
+    "a column": {"image": tiny_image()},
+    "a list": {"images": [tiny_image()]},
+    "the prompt": {"prompt": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]},
+}
+WITHOUT = {
+    "an empty column": {"image": None},
+    "an empty list": {"images": []},
+    "a text": {"prompt": [{"role": "user", "content": "Rate."}]},
+    "a plain text": {"prompt": "Rate."},
+}
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    return build_trainer(tmp_path_factory.mktemp("trainer"))
+
+
+def beside(trainer, monkeypatch, other: list[bool], processes: int = 2) -> None:
+    """Lets the trainer believe that another rank has rows with or without images."""
+    accelerator = SimpleNamespace(
+        num_processes=processes, device="cpu", gather=lambda own: torch.cat([own, torch.tensor(other)])
+    )
+    monkeypatch.setattr(trainer, "accelerator", accelerator)
+
+
+@pytest.mark.parametrize("name", [*WITH, *WITHOUT])
+def test_a_row_has_images_wherever_they_stand(trainer, monkeypatch, name):
+    row, shows = {**WITH, **WITHOUT}[name], name in WITH
+    beside(trainer, monkeypatch, [shows, shows])
+    trainer._check_images_alike([row, row])
+    beside(trainer, monkeypatch, [not shows, not shows])
+    with pytest.raises(ValueError, match=r"2 of the 4 rollouts of a batch .* 2 processes would wait"):
+        trainer._check_images_alike([row, row])
+
+
+def test_one_process_may_mix_rows(trainer, monkeypatch):
+    beside(trainer, monkeypatch, [], processes=1)
+    trainer._check_images_alike([WITH["a column"], WITHOUT["an empty column"]])

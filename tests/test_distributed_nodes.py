@@ -78,6 +78,6 @@ def test_accelerate_with_a_machine_rank(tmp_path, data):
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(config))
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     launcher += ["--config_file", str(tmp_path / "two.yaml"), "--num_machines", "2", "--num_processes", "2"]
-    launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
+    launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port(), "--rdzv_backend", "c10d"]
     ranks = on_two_nodes(tmp_path, data, [[*launcher, "--machine_rank", str(rank)] for rank in (0, 1)])
     assert_one_run(tmp_path, ranks, "DeepSpeedEngine")
