@@ -36,19 +36,20 @@ def let_accelerate_shard_on_the_cpu() -> None:
 
     def initialised(self, *args, fsdp_plugin=None, **kwargs):
         initialise(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        if fsdp_plugin is not None:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = initialised
 
 
-def main(place: str, device: str) -> None:
+def main(place: str, device: str, *names: str) -> None:
     on_cpu = device == "cpu"
     if on_cpu:
         let_accelerate_shard_on_the_cpu()
     state = PartialState(cpu=on_cpu)
     seen = {}
-    for name in FEATURES:
+    for name in names or FEATURES:
         sharding = FSDP2 if state.num_processes > 1 else {}
         feature = {**cases.FEATURES[name], **sharding, "use_cpu": on_cpu}
         seen[name] = cases.train(Path(place), feature, processes=state.num_processes)
