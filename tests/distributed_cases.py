@@ -5,9 +5,11 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from peft import LoraConfig
@@ -17,6 +19,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from harness import OFF, ON, build_trainer, largest_difference
 from launch import in_processes
+from q_hawkeye_trl.processes import end_processes
 from q_hawkeye_trl.shared_prefix.forward import unwrap_policy
 from tiny_models import save_policy, tiny_dataset, tiny_policy
 
@@ -113,6 +116,12 @@ def forget_backend() -> None:
     unset_hf_deepspeed_config()
     AcceleratorState._reset_state()
     GradientState._reset_state()
+
+
+def leave(state: PartialState) -> None:
+    """Ends this process as `end_processes` does; the backends of its trainers are forgotten by then."""
+    ended = {"num_processes": state.num_processes, "device": state.device}
+    end_processes(SimpleNamespace(**ended, end_training=state.destroy_process_group))
 
 
 class ForwardCounter:

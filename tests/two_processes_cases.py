@@ -5,10 +5,9 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
 import distributed_cases as cases
-from q_hawkeye_trl.processes import end_processes
 
 
 def main(folder: str, backend: str, *names: str) -> None:
@@ -22,7 +21,7 @@ def main(folder: str, backend: str, *names: str) -> None:
         seen[name]["seconds"] = time.perf_counter() - started
     torch.save(seen, Path(folder) / f"{backend}-{state.process_index}.pt")
     state.wait_for_everyone()
-    end_processes(Accelerator(cpu=True))
+    cases.leave(state)
 
 
 if __name__ == "__main__":

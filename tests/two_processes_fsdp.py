@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 import distributed_cases as cases
-from q_hawkeye_trl.processes import end_processes
 
 FSDP2 = {
     "fsdp": True,
@@ -55,7 +54,7 @@ def main(place: str, device: str, *names: str) -> None:
         seen[name] = cases.train(Path(place), feature, processes=state.num_processes)
     torch.save(seen, Path(place) / f"fsdp-{state.process_index}-of-{state.num_processes}.pt")
     state.wait_for_everyone()
-    end_processes(Accelerator(cpu=on_cpu))
+    cases.leave(state)
 
 
 if __name__ == "__main__":

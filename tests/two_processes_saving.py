@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
 import distributed_cases as cases
-from q_hawkeye_trl.processes import end_processes
 from tiny_models import save_policy
 
 STEPS, SAVED_AT = 4, 2
@@ -56,7 +55,7 @@ def main(place: str, backend: str) -> None:
     if state.is_main_process:
         torch.save(seen, folder / f"{backend}.pt")
     state.wait_for_everyone()
-    end_processes(Accelerator(cpu=True))
+    cases.leave(state)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
-from distributed_cases import BACKENDS
+from distributed_cases import BACKENDS, leave
 from distributed_strays import STRAYS, go_astray
-from q_hawkeye_trl.processes import end_processes
 
 
 def main(folder: str, backend: str, *names: str) -> None:
@@ -21,7 +20,7 @@ def main(folder: str, backend: str, *names: str) -> None:
         seen[name] = go_astray(Path(folder), name, zero=BACKENDS[backend])
         torch.save(seen, Path(folder) / f"{backend}-strays-{state.process_index}.pt")
     state.wait_for_everyone()
-    end_processes(Accelerator(cpu=True))
+    leave(state)
 
 
 if __name__ == "__main__":
