@@ -49,13 +49,17 @@ def table(measured: dict[str, dict[str, dict]]) -> str:
     rows.append(["*wrapper, two ranks*", *(f"`{first[backend]['wrapper']}`" for backend in backends)])
     for feature in features:
         cells = [measured[backend][feature] for backend in backends]
-        rows.append([feature, *(f"{cell['loss']:.0e} / {cell['weight']:.0e}" for cell in cells)])
+        rows.append([feature, *(f"{_short(cell['loss'])} / {_short(cell['weight'])}" for cell in cells)])
     plain = "a group across ranks"
     rows.append([f"*collectives, {plain}*", *(str(measured[backend][plain]["collectives"]) for backend in backends)])
     between = max(cell["between_ranks"] for figures in measured.values() for cell in figures.values())
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     ends = [f"Largest difference between the weights of the two ranks: {between:g}.", f"Measured on {machine()}."]
     return "\n".join([*lines, "", *ends])
+
+
+def _short(value: float) -> str:
+    return f"{value:.0e}" if value else "0"
 
 
 def main() -> None:

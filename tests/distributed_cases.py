@@ -171,10 +171,13 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def wrapper_of(trainer: Any) -> str:
-    """The wrapper's class, with the stage that DeepSpeed says it runs."""
+    """The wrapper's class, with what DeepSpeed says it runs: the stage, and whether it offloads."""
     wrapped = trainer.model_wrapped
     name = type(wrapped).__name__
-    return f"{name}, stage {wrapped.zero_optimization_stage()}" if trainer.is_deepspeed_enabled else name
+    if not trainer.is_deepspeed_enabled:
+        return name
+    offload = ", offload" if wrapped.zero_cpu_offload() and wrapped.zero_offload_param() is not None else ""
+    return f"{name}, stage {wrapped.zero_optimization_stage()}{offload}"
 
 
 def build(folder: Path, options: dict[str, Any], *, policy: str = "policy", output: str = "run"):

@@ -20,7 +20,7 @@ WRAPPERS = {
     "ZeRO-1": "DeepSpeedEngine, stage 1",
     "ZeRO-2": "DeepSpeedEngine, stage 2",
     "ZeRO-3": "DeepSpeedEngine, stage 3",
-    "ZeRO-3 offload": "DeepSpeedEngine, stage 3",
+    "ZeRO-3 offload": "DeepSpeedEngine, stage 3, offload",
 }
 LOSS_BOUND = 1e-6
 """Losses lie between 0.1 and 0.5, where a float32 is exact to 3e-8: some thirty roundings. The two ranks add the same
