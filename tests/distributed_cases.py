@@ -180,9 +180,14 @@ def wrapper_of(trainer: Any) -> str:
     return f"{name}, stage {wrapped.zero_optimization_stage()}{offload}"
 
 
-def build(folder: Path, options: dict[str, Any], *, policy: str = "policy", output: str = "run"):
-    """Builds the trainer from a saved policy."""
-    model = AutoModelForImageTextToText.from_pretrained(folder / policy, dtype=torch.float32)
+def build(
+    folder: Path, options: dict[str, Any], *, policy: str = "policy", output: str = "run", by_name: bool = False
+):
+    """Builds the trainer from a saved policy; `by_name` lets TRL load it, which under ZeRO-3 loads it in parts."""
+    if by_name:
+        model, options = str(folder / policy), {**options, "model_init_kwargs": {"dtype": "float32"}}
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(folder / policy, dtype=torch.float32)
     return build_trainer(folder / output, model=model, processing_class=tiny_policy()[1], **options)
 
 

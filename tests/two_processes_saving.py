@@ -21,7 +21,7 @@ def run(folder: Path, backend: str, feature: dict[str, Any], output: str, **opti
     policy = options.pop("policy", "policy")
     settings = {**cases.ADAMW, **feature, "max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVED_AT}
     settings = cases.options_of(settings, 2, cases.BACKENDS[backend])
-    trainer = cases.build(folder, settings, policy=policy, output=output)
+    trainer = cases.build(folder, settings, policy=policy, output=output, by_name=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder / output / "final"))
     seen = {
