@@ -1,9 +1,6 @@
 """Off equals stock GRPO, and the loss does not depend on how a batch is cut into micro-batches and ranks."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 from peft import LoraConfig
 
 from harness import OFF, ON, largest_difference, relative_difference, run
+from launch import in_processes
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
 GRADIENT_ONLY = {"optim": "sgd", "max_grad_norm": 0.0, "num_generations": 8}
@@ -81,11 +79,5 @@ def test_one_process_equals_two_with_a_group_across_ranks(tmp_path, loss_type):
 def run_in_two_processes(folder: Path, options: dict) -> dict:
     """Runs one step in two gloo processes and returns what rank 0 saw."""
     result = folder / "two.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [str(Path(__file__).with_name("two_processes.py")), str(result), json.dumps(options)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_processes("two_processes.py", result, json.dumps(options))
     return torch.load(result, weights_only=True)

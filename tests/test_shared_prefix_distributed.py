@@ -1,15 +1,13 @@
 """Shared prompts under data parallelism, DeepSpeed and FSDP2: real processes on the CPU, against one process."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from harness import ON, relative_difference, run
+from launch import in_processes
 
 TRAIN = {"optim": "sgd", "max_grad_norm": 0.0, "max_steps": 2, "learning_rate": 0.1, **ON}
 ZERO = {
@@ -27,12 +25,7 @@ BACKENDS = {
 
 def in_two_processes(folder: Path, kind: str, options: dict) -> dict:
     result = folder / "two.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [str(Path(__file__).with_name("two_processes_sharing.py")), str(result), kind, json.dumps(options)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_processes("two_processes_sharing.py", result, kind, json.dumps(options))
     return torch.load(result, weights_only=True)
 
 

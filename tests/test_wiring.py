@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import q_hawkeye_trl.degraded_batch as degraded_batch
 import q_hawkeye_trl.trainer as trainer_module
 from harness import ON, build_trainer, largest_difference, relative_difference, run
+from launch import in_processes
 from q_hawkeye_trl.data.degradations import degraded_views, pixel_hash
 from q_hawkeye_trl.evaluation.held_out import evaluate_held_out
 from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
@@ -309,12 +307,7 @@ LOGGED = (
 
 def test_two_ranks_with_a_group_each_equal_one_process(tmp_path):
     alone = observed_step(tmp_path / "alone")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [str(Path(__file__).with_name("two_processes_wiring.py")), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_processes("two_processes_wiring.py", tmp_path)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
     weights = [rank["advantages"].abs().max() for rank in ranks]

@@ -2,19 +2,20 @@
 test_shared_prefix_distributed."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from harness import ON, build_trainer, run
+from q_hawkeye_trl.processes import end_processes
 
 
-def train(folder: Path, options: dict) -> dict:
-    """Two steps; what rank 0 logs of them."""
+def train(folder: Path, options: dict) -> tuple[dict, Accelerator]:
+    """Two steps; what each rank logs of them."""
     done = run(folder, **options)
     trainer = done.trainer
     seen = {
@@ -22,11 +23,10 @@ def train(folder: Path, options: dict) -> dict:
         "wrapper": type(trainer.model_wrapped).__name__,
         "logs": [{key: line[key] for key in ("loss", "grad_norm", "perception/kl")} for line in done.logs],
     }
-    trainer.accelerator.end_training()
-    return seen
+    return seen, trainer.accelerator
 
 
-def shard(folder: Path, options: dict) -> dict:
+def shard(folder: Path, options: dict) -> tuple[dict, Accelerator]:
     """The loss of one batch and its gradients, with the model sharded by FSDP2 and whole."""
     torch.distributed.init_process_group("gloo")
     results = {}
@@ -51,14 +51,14 @@ def shard(folder: Path, options: dict) -> dict:
                 gradient /= 2
         results[name] = {"loss": loss.item(), "gradients": full}
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    return results
+    return results, trainer.accelerator
 
 
 def main(result: str, kind: str, options: str) -> None:
-    seen = {"train": train, "shard": shard}[kind](Path(result).parent, json.loads(options))
-    if int(os.environ["RANK"]) == 0:
+    seen, accelerator = {"train": train, "shard": shard}[kind](Path(result).parent, json.loads(options))
+    if accelerator.is_main_process:
         torch.save(seen, result)
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,25 @@ class SharedPrefixTrainer(GRPOTrainer):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs):
+        self._check_images_alike(inputs)
         with process_once(self.processing_class) if self._shares_prefix[self._mode] else nullcontext():
             return super()._generate_and_score_completions(inputs)
+
+    def _check_images_alike(self, inputs: list[dict[str, Any]]) -> None:
+        """
+        Refuses, on every rank at once, a batch of which some rows have images and others not: a rank whose rows have
+        none would not run its vision tower, and the others would wait for its gradients or shards for ever.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        here = torch.tensor([_shows_images(row) for row in inputs], device=self.accelerator.device)
+        with_images = self.accelerator.gather(here)
+        if with_images.any() and not with_images.all():
+            raise ValueError(
+                f"{int((~with_images).sum())} of the {len(with_images)} rollouts of a batch belong to rows without an "
+                f"image, the others have one: {self.accelerator.num_processes} processes would wait for one another. "
+                "Give every row an image, or train the rows without one by themselves."
+            )
 
     # The group as the row of a batch
 
@@ -108,6 +125,17 @@ class SharedPrefixTrainer(GRPOTrainer):
         return super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs
         )
+
+
+def _shows_images(row: dict[str, Any]) -> bool:
+    """Whether a dataset row has an image, in a column or in its prompt."""
+    if row.get("images") or row.get("image") is not None:
+        return True
+    prompt = row.get("prompt")
+    contents = [message.get("content") for message in prompt] if isinstance(prompt, list) else []
+    return any(
+        isinstance(content, list) and any(block.get("type") == "image" for block in content) for content in contents
+    )
 
 
 def _count_images(images: list | None, rows: int) -> list[int]:

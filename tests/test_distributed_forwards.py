@@ -1,0 +1,115 @@
+"""No rank ever runs another number of forwards, whatever its rows are like: it would wait for the others for ever."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import distributed_cases as cases
+from distributed_strays import IMAGES_ON_ONE_RANK, STRAYS
+from harness import build_trainer
+from launch import in_processes
+from test_distributed import WRAPPERS
+from tiny_models import tiny_image
+
+BACKENDS = ("DDP", "ZeRO-3")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("strays")
+    cases.prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def ranks(request, folder) -> tuple[str, list[dict[str, dict]]]:
+    in_processes("two_processes_strays.py", folder, request.param, *STRAYS, timeout=240)
+    return request.param, [
+        torch.load(folder / f"{request.param}-strays-{rank}.pt", weights_only=True) for rank in (0, 1)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRAYS)
+def test_ranks_run_the_same_forwards(ranks, name):
+    backend, (first, second) = ranks[0], [rank[name] for rank in ranks[1]]
+    for seen in (first, second):
+        assert seen["world_size"] == 2
+        assert seen["wrapper"] == WRAPPERS[backend]
+    assert first["collectives"] == second["collectives"] > 0
+    # without shards a rank generates by itself, for as long as its own answers last
+    parts = ("vision",) if backend == "DDP" and "sampled" in name else ("policy", "decoder", "vision")
+    for phase in ("training", *(["evaluation"] if "evaluation" in name else [])):
+        for part in parts:
+            assert first[phase][part] == second[phase][part] > 0
+
+
+@pytest.mark.slow
+def test_the_strays_do_differ_by_rank(ranks):
+    """What should tempt the ranks apart is really there."""
+    steps = {name: first["steps"] for name, first in ranks[1][0].items()}
+    assert all(line["perception/rows_without_view"] == 4 for line in steps["one rank without degraded views"])
+    assert all(line["scores/parse_rate"] == 0.5 for line in steps["one rank without a score"])
+    assert {line["completions/min_length"] for line in steps["one rank says nothing"]} == {1}
+    assert all(line["completions/clipped_ratio"] == 0.5 for line in steps["one rank cut off and masked"])
+    assert [line["perception/gamma"] > 0 for line in steps["gamma ends in mid-epoch"]] == [True, True, False, False]
+    views = ["perception/kl" in line for line in steps["gamma ends in mid-epoch"]]
+    assert views == [True, True, False, False]
+    # a window keeps the views that it began with
+    assert all("perception/kl" in line for line in steps["gamma ends within a generation window"])
+    if ranks[0] == "DDP":
+        lengths = [rank["sampled lengths"]["training"]["decoder"] for rank in ranks[1]]
+        assert lengths[0] != lengths[1]
+
+
+@pytest.mark.slow
+def test_images_on_one_rank_alone_are_refused_by_all(folder):
+    """They would leave the other rank's vision tower out of the forward: no gradient bucket or shard ever comes."""
+    with pytest.raises(AssertionError) as failure:
+        in_processes("two_processes_strays.py", folder, "DDP", IMAGES_ON_ONE_RANK, timeout=120)
+    message = "4 of the 8 rollouts of a batch belong to rows without an image, the others have one: 2 processes would"
+    assert message in str(failure.value)
+    assert "Timed out" not in str(failure.value)
+
+
+WITH = {
+    "a column": {"image": tiny_image()},
+    "a list": {"images": [tiny_image()]},
+    "the prompt": {"prompt": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]},
+}
+WITHOUT = {
+    "an empty column": {"image": None},
+    "an empty list": {"images": []},
+    "a text": {"prompt": [{"role": "user", "content": "Rate."}]},
+    "a plain text": {"prompt": "Rate."},
+}
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    return build_trainer(tmp_path_factory.mktemp("trainer"))
+
+
+def beside(trainer, monkeypatch, other: list[bool], processes: int = 2) -> None:
+    """Lets the trainer believe that another rank has rows with or without images."""
+    accelerator = SimpleNamespace(
+        num_processes=processes, device="cpu", gather=lambda own: torch.cat([own, torch.tensor(other)])
+    )
+    monkeypatch.setattr(trainer, "accelerator", accelerator)
+
+
+@pytest.mark.parametrize("name", [*WITH, *WITHOUT])
+def test_a_row_has_images_wherever_they_stand(trainer, monkeypatch, name):
+    row, shows = {**WITH, **WITHOUT}[name], name in WITH
+    beside(trainer, monkeypatch, [shows, shows])
+    trainer._check_images_alike([row, row])
+    beside(trainer, monkeypatch, [not shows, not shows])
+    with pytest.raises(ValueError, match=r"2 of the 4 rollouts of a batch .* 2 processes would wait"):
+        trainer._check_images_alike([row, row])
+
+
+def test_one_process_may_mix_rows(trainer, monkeypatch):
+    beside(trainer, monkeypatch, [], processes=1)
+    trainer._check_images_alike([WITH["a column"], WITHOUT["an empty column"]])
