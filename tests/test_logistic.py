@@ -106,3 +106,10 @@ def test_there_is_not_always_a_curve(scores, mos):
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="not finite"):
         fit_logistic([1, 2, 3, 4, math.nan], [1, 2, 3, 4, 5])
+
+
+def test_a_curve_rises_by_its_limits_and_the_sign_of_its_width():
+    curves = {(5, 1, 0.5): True, (1, 5, 0.5): False, (5, 1, -0.5): False, (1, 5, -0.5): True}
+    for (upper, lower, width), rises in curves.items():
+        curve = Logistic(upper, lower, 3.0, width)
+        assert curve.rises == rises == (curve(3.1) > curve(2.9))

@@ -17,6 +17,7 @@ from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.report.markdown import escape, markdown_report, summary_table
 from q_hawkeye_trl.report.plots import as_data_uri, residuals, risk, scatter
 from q_hawkeye_trl.report.terminal import print_report
+from q_hawkeye_trl.report.wording import verdict
 from test_figures import table_of
 
 NAN = math.nan
@@ -191,3 +192,14 @@ def test_pictures_are_deterministic_svg():
 def test_many_points_do_not_make_a_large_picture():
     (few,), (many,) = (evaluate_sets([rated(count=count)], draws=2) for count in (1500, 30000))
     assert len(scatter(many)) < 2 * len(scatter(few))
+
+
+@pytest.mark.parametrize(
+    ("ends", "correlation", "error"), [((0.1, 0.2), "better", "worse"), ((-2, -1), "worse", "better")]
+)
+def test_a_higher_correlation_and_a_lower_error_are_better(ends, correlation, error):
+    for name in ("plcc", "plcc_fitted", "srcc", "krcc", "rmse", "mae"):
+        figures = {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+        assert verdict(figures, name) == (error if name in ("rmse", "mae") else correlation)
+    for low, high in ((-0.1, 0.1), (0.0, 0.1), (math.nan, math.nan)):
+        assert verdict({"mae_low": low, "mae_high": high}, "mae") == "no difference shown"

@@ -88,3 +88,12 @@ def test_a_failure_leaves_the_old_file(tmp_path, suffix):
     with pytest.raises(RuntimeError):
         write_table(path, failing(), tmp_path / "partial")
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["s.jsonl", "s.csv", "s.parquet"])
+def test_half_of_a_surrogate_pair_is_written_as_its_number(tmp_path, name):
+    write_table(tmp_path / name, [ScoredImage("a.png", error="cut \ud800 off")], tmp_path / "partial")
+    if name.endswith("parquet"):
+        assert pq.read_table(tmp_path / name)["error"].to_pylist() == ["cut \\ud800 off"]
+    else:
+        assert "cut \\ud800 off" in (tmp_path / name).read_text("utf-8")
