@@ -187,10 +187,10 @@ def test_entropies_of_the_fused_head_carry_gradient(tmp_path, monkeypatch):
     seen = []
     compute = trainer._perception_loss
 
-    def look(model, inputs, logps, entropies):
+    def look(model, inputs, logps, entropies, terms):
         (gradient,) = torch.autograd.grad(entropies.sum(), model.get_input_embeddings().weight, retain_graph=True)
         seen.append((gradient.norm().item(), logps.requires_grad))
-        return compute(model, inputs, logps, entropies)
+        return compute(model, inputs, logps, entropies, terms)
 
     monkeypatch.setattr(trainer, "_perception_loss", look)
     trainer.train()

@@ -91,10 +91,11 @@ def test_perception_loss_never_reads_masked_log_probabilities(tmp_path, monkeypa
     clean = train(tmp_path, **options)
     compute, seen = HawkeyeGRPOTrainer._perception_loss, []
 
-    def poisoned(self, model, inputs, logps, entropies):
+    def poisoned(self, model, inputs, logps, entropies, terms):
         padding = inputs["completion_mask"] == 0
         seen.append(padding.sum().item())
-        return compute(self, model, inputs, logps.masked_fill(padding, value), entropies.masked_fill(padding, value))
+        spoilt = (tensor.masked_fill(padding, value) for tensor in (logps, entropies))
+        return compute(self, model, inputs, *spoilt, terms)
 
     monkeypatch.setattr(HawkeyeGRPOTrainer, "_perception_loss", poisoned)
     assert_same(train(tmp_path, **options), clean)

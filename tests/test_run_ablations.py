@@ -46,7 +46,7 @@ if (control / f"checkpoint-{name}-{seed}").exists():
     checkpoint = out / "checkpoint-3"
     checkpoint.mkdir(exist_ok=True)
     save_file({"w": zeros(1)}, checkpoint / "model.safetensors")
-    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 3}')
     sys.exit("killed")
 value = 0.5 + 0.01 * seed + (0.1 if name == "full" else 0)
 figures = dict.fromkeys(%r, value)
@@ -237,7 +237,7 @@ def test_threads_are_shared_among_the_jobs_unless_the_user_says(monkeypatch, tmp
     options = {"output_dir": tmp_path, "launch": "python", "unseen": False, "recipes": {"grpo": GRPO}, "jobs": 2}
     plan = {"recipe": {}, "options": []}
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     args = argparse.Namespace(**options)
     assert script["Job"](args, "grpo", 0, plan, []).environment["OMP_NUM_THREADS"] == "4"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
