@@ -183,7 +183,7 @@ def test_coverage_without_groups(measure, interval, record_property):
     rng, draws = np.random.default_rng(2), 100 if slow else 200
     count = sum(holds(measure, interval, truth, *rated(rng, 300), None, draws) for _ in range(1000))
     print(f"coverage of the 95% interval, n = 300: {count / 1000:.3f}")
-    record_property("coverage", count / 1000)
+    record_property("coverage", float(count / 1000))
     assert 930 <= count <= 970
 
 
@@ -206,6 +206,6 @@ def test_coverage_with_twenty_references(measure, record_property):
         counts["reference"] += holds(measure, correlation_interval, truth, scores, mos, groups, 200)
         counts["image"] += holds(measure, correlation_interval, truth, scores, mos, None, 200)
     print(f"coverage with 20 references: {counts['reference'] / 500:.3f}, over images {counts['image'] / 500:.3f}")
-    record_property("coverage", counts["reference"] / 500)
+    record_property("coverage", float(counts["reference"] / 500))
     assert counts["reference"] >= 0.86 * 500  # twenty references are too few for the full 95%: about 90%
     assert counts["reference"] > counts["image"] + 0.15 * 500
