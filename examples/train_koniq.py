@@ -147,6 +147,11 @@ class ScriptArguments:
             raise ValueError(
                 f"reward_parameters names {', '.join(unused)}, not among rewards {', '.join(self.rewards)}."
             )
+        for name in self.rewards:  # before anything is loaded
+            parameters = (self.reward_parameters or {}).get(name, {})
+            if not isinstance(parameters, dict):
+                raise ValueError(f"reward_parameters gives {name} {parameters!r}; give a mapping like {{tau: 0.5}}.")
+            get_reward(name, **parameters)
 
 
 def main() -> None:
