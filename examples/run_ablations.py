@@ -34,7 +34,7 @@ from q_hawkeye_trl.ablations import Run, ablation_page, plot_ablations, results_
 from q_hawkeye_trl.callbacks import METRICS_FILE, read_metrics
 from q_hawkeye_trl.checkpoints import last_whole_checkpoint
 from q_hawkeye_trl.files import write_atomically, write_json
-from q_hawkeye_trl.recipe import recipe_chain, split_recipe
+from q_hawkeye_trl.recipe import merge_chain, recipe_chain, split_recipe
 from q_hawkeye_trl.run_facts.settings import hide_secret_options, hide_secrets
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "ablations"
@@ -101,8 +101,7 @@ def names_data(options: Sequence[str]) -> bool:
 def resolved(path: Path, passed_on: list[str]) -> dict:
     """The keys of a recipe and of its bases, so that a recipe that has changed since is noticed."""
     choice = split_recipe(["--config", str(path), *passed_on], path)
-    chain = recipe_chain(choice.recipe, base=choice.base)
-    return {key: value for file in reversed(chain) for key, value in file.keys.items()}
+    return merge_chain(recipe_chain(choice.recipe, base=choice.base))
 
 
 class Job:
