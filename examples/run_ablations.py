@@ -34,7 +34,8 @@ from q_hawkeye_trl.ablations import Run, ablation_page, plot_ablations, results_
 from q_hawkeye_trl.callbacks import METRICS_FILE, read_metrics
 from q_hawkeye_trl.checkpoints import last_whole_checkpoint
 from q_hawkeye_trl.files import write_atomically, write_json
-from q_hawkeye_trl.recipe import recipe_chain, split_recipe
+from q_hawkeye_trl.recipe import merge_chain, recipe_chain, split_recipe
+from q_hawkeye_trl.run_facts.settings import hide_secret_options, hide_secrets
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "ablations"
 DEFAULT = [FOLDER / f"{name}.yaml" for name in ("grpo", "uncertainty", "perception", "full")]
@@ -44,7 +45,11 @@ OURS = ("--config", "--output_dir", "--seed", "--resume_from_checkpoint")  # wha
 
 def main() -> None:
     args, passed_on = parse_arguments()
-    plans = {name: {"recipe": resolved(path, passed_on), "options": passed_on} for name, path in args.recipes.items()}
+    options = hide_secret_options(passed_on)
+    plans = {
+        name: {"recipe": hide_secrets(resolved(path, passed_on)), "options": options}
+        for name, path in args.recipes.items()
+    }
     jobs = [Job(args, name, seed, plans[name], passed_on) for seed in args.seeds for name in args.recipes]
     refuse_other_results(jobs)
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -96,8 +101,7 @@ def names_data(options: Sequence[str]) -> bool:
 def resolved(path: Path, passed_on: list[str]) -> dict:
     """The keys of a recipe and of its bases, so that a recipe that has changed since is noticed."""
     choice = split_recipe(["--config", str(path), *passed_on], path)
-    chain = recipe_chain(choice.recipe, base=choice.base)
-    return {key: value for file in reversed(chain) for key, value in file.keys.items()}
+    return merge_chain(recipe_chain(choice.recipe, base=choice.base))
 
 
 class Job:
@@ -121,6 +125,12 @@ class Job:
     def is_finished(self) -> bool:
         figures = self.recorded().get("figures", {})
         return "after" in figures and ("unseen" in figures or not self.unseen)
+
+    def has_checkpoint(self) -> bool:
+        try:
+            return self.folder.exists() and last_whole_checkpoint(self.folder) is not None
+        except FileNotFoundError:
+            return False
 
     def run(self, running: dict["Job", subprocess.Popen]) -> None:
         """Trains, or goes on, and records the figures; `RuntimeError` with the log's last line if that fails."""
@@ -146,15 +156,13 @@ class Job:
         if not self.folder.exists():
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             return []
-        try:
-            last_whole_checkpoint(self.folder)
+        if self.has_checkpoint():
             return ["--resume_from_checkpoint", "true"]
-        except FileNotFoundError:
-            number = 1
-            while (aside := self.folder.with_name(f"{self.folder.name}.unfinished-{number}")).exists():
-                number += 1
-            self.folder.rename(aside)
-            return []
+        number = 1
+        while (aside := self.folder.with_name(f"{self.folder.name}.unfinished-{number}")).exists():
+            number += 1
+        self.folder.rename(aside)
+        return []
 
     def step(self) -> int:
         """The last step that was logged."""
@@ -163,9 +171,14 @@ class Job:
 
 
 def refuse_other_results(jobs: Sequence[Job]) -> None:
-    """Stops before anything is run if a run in the folder was made, or begun, with something else."""
+    """
+    Stops before anything is run if a run in the folder has figures, or a checkpoint, that something else led to. What
+    ended before it had either, as with a misspelt option, begins again.
+    """
     for job in jobs:
         record = job.recorded()
+        if "figures" not in record and not job.has_checkpoint():
+            continue
         for what in ("options", "recipe"):
             if record and record[what] != job.plan[what]:
                 sys.exit(

@@ -147,6 +147,11 @@ class ScriptArguments:
             raise ValueError(
                 f"reward_parameters names {', '.join(unused)}, not among rewards {', '.join(self.rewards)}."
             )
+        for name in self.rewards:  # before anything is loaded
+            parameters = (self.reward_parameters or {}).get(name, {})
+            if not isinstance(parameters, dict):
+                raise ValueError(f"reward_parameters gives {name} {parameters!r}; give a mapping like {{tau: 0.5}}.")
+            get_reward(name, **parameters)
 
 
 def main() -> None:
@@ -169,32 +174,8 @@ def main() -> None:
         validation = first_rows(validation, script_args.validation_images)
         plan_validation(script_args, training_args)
 
-    # Model
-    policy = model_args.model_name_or_path or str(demo_policy_path())
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-    } | (training_args.model_init_kwargs or {})
-    limits = {} if script_args.max_pixels is None else {"max_pixels": script_args.max_pixels}
-    processor = AutoProcessor.from_pretrained(
-        policy, padding_side="left", trust_remote_code=training_args.trust_remote_code, **limits
-    )
-
     # Training
-    trainer = HawkeyeGRPOTrainer(
-        model=policy,
-        reward_funcs=build_rewards(script_args, training_args),
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=validation,
-        validation=None
-        if validation is None
-        else Validation(batch_size=script_args.held_out_batch_size, passes=script_args.validation_passes),
-        processing_class=processor,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
+    trainer = build_trainer(script_args, training_args, model_args, train_dataset, validation)
     measured = HeldOutCallback(
         lambda: evaluate_sharded(trainer, held_out, batch_size=script_args.held_out_batch_size),
         training_args.output_dir,
@@ -373,6 +354,43 @@ def plan_validation(script_args: ScriptArguments, args: HawkeyeGRPOConfig) -> No
     args.load_best_model_at_end = True
     args.metric_for_best_model = args.metric_for_best_model or BEST_METRIC
     args.greater_is_better = True if args.greater_is_better is None else args.greater_is_better
+
+
+def build_trainer(
+    script_args: ScriptArguments,
+    training_args: HawkeyeGRPOConfig,
+    model_args: ModelConfig,
+    train_dataset: Dataset,
+    validation: Dataset | None,
+) -> HawkeyeGRPOTrainer:
+    """Loads the model, the bundled policy where none is named, and its processor into a trainer."""
+    policy = model_args.model_name_or_path or str(demo_policy_path())
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    } | (training_args.model_init_kwargs or {})
+    limits = {} if script_args.max_pixels is None else {"max_pixels": script_args.max_pixels}
+    processor = AutoProcessor.from_pretrained(
+        policy,
+        revision=model_args.model_revision,
+        padding_side="left",
+        trust_remote_code=training_args.trust_remote_code,
+        **limits,
+    )
+    return HawkeyeGRPOTrainer(
+        model=policy,
+        reward_funcs=build_rewards(script_args, training_args),
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=validation,
+        validation=None
+        if validation is None
+        else Validation(batch_size=script_args.held_out_batch_size, passes=script_args.validation_passes),
+        processing_class=processor,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
 
 
 def build_rewards(script_args: ScriptArguments, training_args: HawkeyeGRPOConfig) -> list:

@@ -108,6 +108,15 @@ def test_the_page_has_means_differences_and_seeds():
     assert "no run has seen" not in text
 
 
+def test_recipes_that_start_elsewhere_have_rows_of_their_own():
+    """Two models, for example."""
+    other = Run("new", 0, {"before": figures(0.25), "after": figures(0.6)}, ())
+    text = page([run("base", 0, 0.5), other])
+    assert "| (base before training) | | 0.500 | 0.500 |" in text
+    assert "| (new before training) | | 0.250 | 0.250 |" in text
+    assert "| (before training)" not in text
+
+
 def test_intervals_that_leave_zero_out_are_counted():
     runs = [run(name, n, value + n) for name, value in (("base", 0.0), ("new", 0.1)) for n in range(3)]
     assert "6 of 6 intervals leave zero out" in page(runs)

@@ -215,6 +215,17 @@ def test_room_for_the_checkpoints(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_best_checkpoint_needs_room_where_none_else_is_saved(monkeypatch, tmp_path):
+    asked = planned(save_only_model=False, save_strategy="no", save_total_limit=None)
+    asked.output_dir = str(tmp_path / "new")
+    for keep_best, needed in ((True, 14), (False, 2)):  # the best one, the next best beside it, and the final model
+        asked.script_args = SimpleNamespace(validate=True, keep_best=keep_best)
+        room(monkeypatch, needed + 0.1)
+        assert check_disk(asked, BIG)[0].level == "ok"
+        room(monkeypatch, needed - 0.1)
+        assert check_disk(asked, BIG)[0].level != "ok"
+
+
 def test_folders_that_cannot_be_used(monkeypatch, tmp_path):
     assert check_disk(Plan(), BIG) == []
     (tmp_path / "file").touch()

@@ -240,12 +240,14 @@ def test_a_term_is_off_where_the_name_says_so(monkeypatch, name, off):
 
 def test_the_release_as_it_was_written_and_as_it_ran(monkeypatch):
     """docs/method.md: the release's flags in ours."""
-    _, written, _ = parse(monkeypatch, "--config", FOLDER / "ablations" / "release_as_written.yaml", *ON_A_CPU)
+    script, written, _ = parse(monkeypatch, "--config", FOLDER / "ablations" / "release_as_written.yaml", *ON_A_CPU)
+    assert script.rewards == ["accuracy", "format", "repetition"]
     assert (written.uncertainty_alpha, written.uncertainty_unparsed) == (0.2, "exclude")
     assert (written.perception_gamma, written.perception_gamma_zero_epoch) == (1e-4, 5)
     assert (written.perception_gradient, written.entropy_estimator) == ("original", "sampled")
     assert (written.entropy_original_coef, written.entropy_degraded_coef) == (1e-3, 0)
-    _, ran, _ = parse(monkeypatch, "--config", FOLDER / "ablations" / "release_as_run.yaml", *ON_A_CPU)
+    script, ran, _ = parse(monkeypatch, "--config", FOLDER / "ablations" / "release_as_run.yaml", *ON_A_CPU)
+    assert script.rewards == ["accuracy", "format", "repetition"]
     assert (ran.uncertainty_alpha, ran.uncertainty_unparsed) == (0.2, "exclude")
     assert not ran.uses_perception_terms
 

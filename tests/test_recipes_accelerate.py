@@ -107,6 +107,37 @@ def test_launchers_are_valid_bash_and_ask_for_what_they_need(name):
     assert re.search(r"set NODES to|SLURM_NNODES: unbound", run.stderr)
 
 
+def test_the_slurm_script_leaves_time_for_a_checkpoint_and_hands_its_cores_on(tmp_path):
+    """torch's launcher kills its processes after the time-out, which must be over before SLURM kills them all."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho node1\n")
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT"\nprintf "%s\\n" "$@"\n')
+    for program in tmp_path.iterdir():
+        program.chmod(0o755)
+    slurm = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "64"}
+    there = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", **slurm}
+    script = FOLDER / "accelerate" / "multi_node.sbatch"
+    run = subprocess.run(["bash", script, "--seed", "1"], env=there, capture_output=True, text=True, check=True)
+    timeout, *words = run.stdout.splitlines()
+    (before_the_end,) = re.findall(r"^#SBATCH --signal=TERM@(\d+)$", script.read_text(), flags=re.MULTILINE)
+    assert 30 < int(timeout) < int(before_the_end)
+    assert words[:2] == ["--kill-on-bad-exit=1", "--cpus-per-task=64"]
+    assert words[-2:] == ["--seed", "1"]
+
+
+def test_accelerate_leaves_the_shutdown_timeout_to_the_environment(monkeypatch):
+    """`accelerate launch` has no option for it; torch's launcher reads the variable where none is given."""
+    from accelerate.utils.launch import _filter_args
+    from torch.distributed.run import config_from_args, get_args_parser
+
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "570")
+    args = launch_arguments(FOLDER / "accelerate" / "ddp.yaml", "--num_processes", "2")
+    prepare_multi_gpu_env(args)
+    words = ["--training_script", args.training_script, "--training_script_args", args.training_script_args]
+    args = _filter_args(args, get_args_parser(), words)
+    args.nproc_per_node = "2"
+    assert config_from_args(args)[0].shutdown_timeout == 570
+
+
 # Really launched
 
 

@@ -177,6 +177,35 @@ def test_one_failure_is_named_and_loses_nothing(compare, control, tmp_path):
     assert not (tmp_path / "out" / "full" / "seed-0" / "half.txt").exists()
 
 
+def test_a_misspelt_option_does_not_stand_in_the_way_of_the_right_one(compare, control, tmp_path):
+    (control / "fail-grpo-0").touch()
+    assert compare("--recipes", GRPO, "--seeds", 0, "--max_stepz", 4) == 1
+    (control / "fail-grpo-0").unlink()
+    assert compare("--recipes", GRPO, "--seeds", 0, "--max_steps", 4) is None
+    record = json.loads((tmp_path / "out" / "grpo" / "seed-0.json").read_text())
+    assert record["options"][-2:] == ["--max_steps", "4"]
+
+
+def test_a_checkpoint_of_other_options_is_not_gone_on_from(compare, control):
+    (control / "checkpoint-grpo-0").touch()
+    assert compare("--recipes", GRPO, "--seeds", 0, "--max_steps", 4) == 1
+    message = compare("--recipes", GRPO, "--seeds", 0, "--max_steps", 5)
+    assert "seed-0.json was made with another option" in message
+    assert len(calls(control)) == 1
+
+
+def test_no_secret_is_written_or_printed(compare, control, tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("seed: 1\nenv: {WANDB_API_KEY: correct-horse}\n")
+    assert compare("--recipes", recipe, "--seeds", 0, "--hub_token", "battery-staple") is None
+    out = tmp_path / "out"
+    kept = [path.read_text() for path in out.rglob("*") if path.is_file() and path.suffix in (".json", ".md", ".log")]
+    texts = [*kept, *capsys.readouterr()]
+    assert "hidden" in "".join(texts)
+    assert not [text for text in texts if "correct-horse" in text or "battery-staple" in text]
+    assert calls(control)[0]["words"][-1] == "battery-staple"  # the run itself gets it
+
+
 def test_a_run_with_a_checkpoint_goes_on_from_it(compare, control, tmp_path):
     (control / "checkpoint-grpo-0").touch()
     assert compare("--recipes", GRPO, "--seeds", 0) == 1

@@ -9,7 +9,14 @@ import torch
 from trl import ModelConfig
 
 from q_hawkeye_trl import HawkeyeGRPOConfig
-from q_hawkeye_trl.run_facts.settings import HIDDEN, changed_settings, hide_secrets, plain, settings_of
+from q_hawkeye_trl.run_facts.settings import (
+    HIDDEN,
+    changed_settings,
+    hide_secret_options,
+    hide_secrets,
+    plain,
+    settings_of,
+)
 
 SECRET = "correct-horse-battery"
 TOKEN = "hf_" + "a1B2" * 9
@@ -94,3 +101,10 @@ def test_values_that_json_does_not_know():
     }
     assert changed_settings(odd) == ["needed"]
     assert plain(float("nan")) == "nan"
+
+
+def test_secrets_on_a_command_line():
+    words = ["--hub_token", "staple", "--password=horse", "--max_steps", "3", "--top_tokens", "5", "--seeds", "0", "1"]
+    hidden = ["--hub_token", HIDDEN, f"--password={HIDDEN}", *words[3:]]
+    assert hide_secret_options(words) == hidden
+    assert hide_secret_options([]) == []

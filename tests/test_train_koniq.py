@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -225,6 +226,21 @@ ERRORS = {
 def test_bad_arguments(koniq_folder, tmp_path, monkeypatch, arguments, message):
     with pytest.raises(SystemExit, match=message):
         run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", tmp_path / "run", *TINY, *arguments)
+
+
+def test_the_processor_is_of_the_models_revision(tmp_path, monkeypatch):
+    words = ["--model_name_or_path", "some/model", "--model_revision", "v2", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+    script = runpy.run_path(str(SCRIPT))
+    script_args, args, model_args, _ = script["parse_arguments"]()
+    asked = {}
+    functions = script["build_trainer"].__globals__
+    monkeypatch.setitem(
+        functions, "AutoProcessor", SimpleNamespace(from_pretrained=lambda *name, **of: asked.update(of))
+    )
+    monkeypatch.setitem(functions, "HawkeyeGRPOTrainer", lambda **given: given)
+    given = script["build_trainer"](script_args, args, model_args, None, None)
+    assert asked["revision"] == given["args"].model_init_kwargs["revision"] == "v2"
 
 
 def cut_in_half(path: Path) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several nodes: run this on each of them, with the same numbers but NODE_RANK. Every node starts its own processes, and
 # they find each other by torchrun's rendezvous (c10d) at the first node: no ssh between nodes. CONFIG is any
-# configuration of this folder; its num_machines and num_processes are replaced.
+# configuration of this folder; its num_machines and num_processes are replaced. Images a step grow with the GPUs.
 #
 # Paper:    none: PyTorch's elastic launch
 # Command:  NODES=2 NODE_RANK=0 HEAD=10.0.0.1 bash recipes/accelerate/multi_node.sh \

@@ -160,7 +160,7 @@ def _tables(runs: Sequence[Run], recipes: list[str], baseline: str, data: str) -
     rule = "|---" * len(FIGURES) + "|"
     lines = ["Mean over the seeds [95% t interval].", "", f"| recipe | seeds {head}", f"|---|---{rule}"]
     if data == "after":
-        lines.append(f"| (before training) | | {_start(runs)}")
+        lines += _starts(runs, recipes)
     for name in recipes:
         count = len([run for run in runs if run.recipe == name and data in run.figures])
         lines.append(f"| {escape(name)} | {count} | {_cells(runs, name, data)}")
@@ -188,11 +188,16 @@ def _tables(runs: Sequence[Run], recipes: list[str], baseline: str, data: str) -
     return lines
 
 
-def _start(runs: Sequence[Run]) -> str:
-    """Cells of the start, which all runs have in common."""
-    common = next((run.figures["before"] for run in runs if "before" in run.figures), {})
-    values = [common.get(figure) for figure in FIGURES]
-    return " | ".join("–" if value is None else f"{value:.3f}" for value in values) + " |"
+def _starts(runs: Sequence[Run], recipes: Sequence[str]) -> list[str]:
+    """Rows of the start: one where all recipes have it in common, otherwise, as with two models, one a recipe."""
+    cells = {}
+    for name in recipes:
+        means = [t_interval(list(values_by_seed(runs, name, "before", figure).values())).mean for figure in FIGURES]
+        if not all(map(math.isnan, means)):
+            cells[name] = " | ".join("–" if math.isnan(mean) else f"{mean:.3f}" for mean in means) + " |"
+    if len(set(cells.values())) == 1:
+        return [f"| (before training) | | {next(iter(cells.values()))}"]
+    return [f"| ({escape(name)} before training) | | {text}" for name, text in cells.items()]
 
 
 def _cells(runs: Sequence[Run], recipe: str, data: str) -> str:

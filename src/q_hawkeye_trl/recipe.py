@@ -100,6 +100,20 @@ def load_recipe(
     chain = recipe_chain(path, base=base)
     for file in chain:
         _check_keys(file, options)
+    return merge_chain(chain)
+
+
+def merge_chain(chain: Sequence[RecipeFile]) -> dict[str, Any]:
+    """
+    Puts the keys of a chain together.
+
+    Args:
+        chain (`Sequence[RecipeFile]`):
+            As [`recipe_chain`] returns it.
+
+    Returns:
+        `dict[str, Any]`: Value by key, the bases' keys first; a recipe's own value replaces its bases'.
+    """
     return {key: value for file in reversed(chain) for key, value in file.keys.items()}
 
 

@@ -79,7 +79,7 @@ def _space(plan: Plan, size: ModelSize | None, free: int) -> Finding:
     zero = "deepspeed" in plan.wanted
     one = checkpoint_bytes(size, optimizer, zero=zero, states=args is None or not args.save_only_model)
     final = checkpoint_bytes(size, states=False)
-    kept = _checkpoints(args)
+    kept = _checkpoints(plan)
     # one more than are kept: the oldest goes when the newest is whole
     needed = final + (0 if kept == 0 else (kept + 1) * one)
     text += f"; a checkpoint is about {readable(one)}, {kept} of them and the final model take {readable(needed)}"
@@ -87,15 +87,17 @@ def _space(plan: Plan, size: ModelSize | None, free: int) -> Finding:
         advice = "free some, name another disk, lower save_total_limit, or set save_only_model (no resume then)"
         make = problem if free < one else warning
         return make("disk", text, advice)
-    if kept and args is not None and args.save_total_limit is None:
+    if kept > 1 and args is not None and args.save_total_limit is None:
         text += " (without save_total_limit every checkpoint stays: reckoned with 2)"
         return warning("disk", text, "set save_total_limit, or mind the disk")
     return ok("disk", text)
 
 
-def _checkpoints(args) -> int:
-    if args is None:
+def _checkpoints(plan: Plan) -> int:
+    if plan.args is None:
         return 2
-    if str(getattr(args.save_strategy, "value", args.save_strategy)) == "no":
-        return 0
-    return args.save_total_limit or 2
+    if str(getattr(plan.args.save_strategy, "value", plan.args.save_strategy)) == "no":
+        # examples/train_koniq.py keeps the best one on the validation images all the same
+        best = plan.script_args is not None and plan.script_args.validate and plan.script_args.keep_best
+        return plan.args.save_total_limit or 1 if best else 0
+    return plan.args.save_total_limit or 2

@@ -50,8 +50,7 @@ def read_recipe(recipe: str | None, script: Path | None) -> tuple[list[Finding],
         return [ok("recipe", f"{recipe}: every key is an option of {SCRIPT}, and they go together")], parsed
     parsed = _parse(parse, script, [*arguments, *_ON_CPU])[0]
     if parsed is None:
-        advice = "correct the recipe, or override the key on the command line of the training"
-        return [problem("recipe", fault, advice)], None
+        return [problem("recipe", fault, "correct the recipe")], None
     parsed[1].use_cpu, parsed[1].bf16 = False, True  # as the recipe has it, for the other checks
     advice = "run it on a GPU; or, for a tiny model, pass --use_cpu true --bf16 false to the training"
     return [problem("recipe", f"it needs a GPU: {fault}", advice)], parsed

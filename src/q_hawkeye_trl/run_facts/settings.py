@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,27 @@ def _hide_in_text(text: str) -> str:
     text = _USER_IN_ADDRESS.sub(HIDDEN, text)
     text = _NAMED_VALUE.sub(rf"\1{HIDDEN}", text)
     return _TOKENS.sub(HIDDEN, text)
+
+
+def hide_secret_options(words: Sequence[str]) -> list[str]:
+    """
+    Replaces secrets on a command line.
+
+    Args:
+        words (`Sequence[str]`):
+            Options as `--name value` or `--name=value`.
+
+    Returns:
+        `list[str]`: The same with `"<hidden>"` in place of each secret, by the rules of [`hide_secrets`].
+    """
+    shown, name = [], ""
+    for word in words:
+        is_option = word.startswith("--")
+        is_number = word in ("true", "false") or word.replace(".", "", 1).isdigit()
+        hidden = hide_secrets(0 if is_number else word, "" if is_option else name)
+        shown.append(word if hidden == 0 else hidden)
+        name = word.removeprefix("--") if is_option else name
+    return shown
 
 
 def settings_of(settings: Any) -> dict[str, Any]:
