@@ -15,6 +15,7 @@ from .progress import read_progress, restore_progress, save_progress
 from .resume import has_full_weights, load_full_weights
 from .shared_prefix.trainer import SharedPrefixTrainer
 from .staging import STAGING, clear_staging, explained_write_errors, finish_checkpoint, move_into_place
+from .stopping import StopOnSignalCallback, keep_workers
 
 
 class ResumableTrainer(SharedPrefixTrainer):
@@ -47,7 +48,19 @@ class ResumableTrainer(SharedPrefixTrainer):
         self._knows_all_losses = checkpoint is None or progress is not None
         if self.args.should_save:
             clear_staging(self.args.output_dir)
-        return super().train(checkpoint, *args, **kwargs)
+        try:
+            return super().train(checkpoint, *args, **kwargs)
+        finally:
+            for callback in self._stopping_callbacks():
+                callback.restore_handlers()
+
+    def _stopping_callbacks(self) -> list[StopOnSignalCallback]:
+        return [each for each in self.callback_handler.callbacks if isinstance(each, StopOnSignalCallback)]
+
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        keep_workers(loader, {number for callback in self._stopping_callbacks() for number in callback.signals})
+        return loader
 
     def _choose_checkpoint(self, wanted: str | bool | None) -> str | None:
         """The whole checkpoint to resume from: chosen by the main process, the same for all."""

@@ -68,7 +68,7 @@ def explained_write_errors(what: str, run_dir: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        text = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        text = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), type(error).__name__)
         if isinstance(error, RuntimeError) and not any(mark in text for mark in _TORCH_WRITE_ERRORS):
             raise
         free = shutil.disk_usage(run_dir).free / 2**20
