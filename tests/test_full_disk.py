@@ -71,6 +71,10 @@ def test_other_errors_stay_what_they_are(tmp_path):
         raise RuntimeError("shapes differ")
     with pytest.raises(ZeroDivisionError), explained_write_errors("it", tmp_path):
         raise ZeroDivisionError
+    with pytest.raises(NotImplementedError), explained_write_errors("it", tmp_path):  # a RuntimeError without a text
+        raise NotImplementedError
+    with pytest.raises(CheckpointWriteError, match=r"\(OSError; "), explained_write_errors("it", tmp_path):
+        raise OSError
 
 
 @pytest.mark.slow

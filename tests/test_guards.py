@@ -1,5 +1,6 @@
 """Losses, gradients and rewards that are no numbers, and functions that fail, end a run on all ranks alike."""
 
+import itertools
 import json
 import math
 import os
@@ -7,16 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial
 from transformers import TrainerCallback
 
+import q_hawkeye_trl.trainer as trainer_module
 from harness import OFF, ON, build_trainer, largest_difference
 from q_hawkeye_trl.checkpoints import last_whole_checkpoint
 from q_hawkeye_trl.errors import TrainingError
+from q_hawkeye_trl.guards import check_gradient_norm
 
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 
@@ -98,6 +105,47 @@ def test_a_gradient_that_is_no_number_stops_too(tmp_path, value, max_grad_norm):
     with pytest.raises(TrainingError, match=r"Step 2: the gradient norm is not a finite number"):
         trainer.train()
     assert largest_difference(dict(trainer.model.named_parameters()), keep.weights) == 0
+
+
+@pytest.mark.parametrize("bad_batch", [0, 2, 3])
+def test_any_micro_batch_stops_the_step_and_the_ranks_meet_once_for_it(tmp_path, monkeypatch, bad_batch):
+    meetings = []
+    check = trainer_module.check_finite
+    monkeypatch.setattr(trainer_module, "check_finite", lambda *args: (meetings.append(args[0]), check(*args)))
+    size = {"per_device_train_batch_size": 2, "num_generations": 2, "gradient_accumulation_steps": 4}
+    trainer = build_trainer(tmp_path, max_steps=3, **size, **OFF)
+    forwards = itertools.count()
+
+    def spoil(module, args, output):
+        return output * math.nan if torch.is_grad_enabled() and next(forwards) == 4 + bad_batch else output
+
+    trainer.model.model.language_model.norm.register_forward_hook(spoil)
+    with pytest.raises(TrainingError, match=r"Step 2: the loss is not a finite number \(policy loss, per_token_logps"):
+        trainer.train()
+    assert meetings == ["loss", "loss"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "stops"), [(None, False), (0.0, False), (2.5, False), (math.inf, True), (-1.0, True)]
+)
+def test_what_deepspeed_tells_as_the_norm(norm, stops):
+    # None without ZeRO, or with compute_grad_norm false; -1 for NaN and infinity under bf16
+    expected = pytest.raises(TrainingError, match=r"Step 7: the gradient norm is not") if stops else nullcontext()
+    with expected:
+        check_gradient_norm(norm, Accelerator(cpu=True), 7)
+
+
+def test_the_norm_of_sharded_gradients_is_read_whole():
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for norm, stops in ((2.5, False), (math.nan, True)):
+            sharded = DTensor.from_local(torch.tensor(norm), mesh, [Partial()])
+            expected = pytest.raises(TrainingError) if stops else nullcontext()
+            with expected:
+                check_gradient_norm(sharded, Accelerator(cpu=True), 1)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 FAULTS = {

@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "text",
     },
     "callbacks": {"files", "staging"},
-    "resumable": {"checkpoints", "progress", "resume", "shared_prefix", "staging"},
+    "resumable": {"checkpoints", "progress", "resume", "shared_prefix", "staging", "stopping"},
     "staging": {"checkpoints", "errors"},
     "stopping": {"errors"},
     "guards": {"errors"},

@@ -137,6 +137,29 @@ def test_all_weights_come_from_the_checkpoint(tmp_path, family):
     assert largest_difference(model.state_dict(), saved.state_dict()) == 0
 
 
+@pytest.mark.parametrize(("mixed", "dtype"), [(False, torch.bfloat16), (True, torch.float32)])
+def test_the_copy_on_the_way_is_no_larger_than_the_model(tmp_path, monkeypatch, mixed, dtype):
+    def as_trained(seed: int):
+        model = tiny_policy("qwen2_5_vl", seed=seed)[0].to(torch.bfloat16)
+        if mixed:
+            model.lm_head.float()
+        return model
+
+    saved, model, copies = as_trained(0), as_trained(1), []
+    load = type(model).from_pretrained
+
+    def watched(*args, **kwargs):
+        loaded = load(*args, **kwargs)
+        copies.append({parameter.dtype for parameter in loaded[0].parameters()})
+        return loaded
+
+    saved.save_pretrained(tmp_path)
+    monkeypatch.setattr(type(model), "from_pretrained", watched)
+    load_full_weights(model, tmp_path)
+    assert copies == [{dtype}]
+    assert largest_difference(model.state_dict(), saved.state_dict()) == 0
+
+
 @families
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "reshaped"])
 def test_damaged_checkpoint_is_refused_by_name(tmp_path, family, damage):

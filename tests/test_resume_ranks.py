@@ -1,4 +1,7 @@
-"""Two ranks are resumed inside a window as one is, under data parallelism and DeepSpeed; another number is refused."""
+"""
+Two ranks are resumed inside a window as one is, under data parallelism, DeepSpeed and FSDP2; another number of them is
+refused.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ import pytest
 
 from q_hawkeye_trl.checkpoints import checkpoint_problem
 from test_resume import without_times
+from two_processes_fsdp import FSDP2
 
 pytestmark = pytest.mark.slow
 
@@ -19,6 +23,14 @@ BACKENDS = {
     "data parallel": ({}, "DistributedDataParallel"),
     "ZeRO-2": ({"deepspeed": ZERO | {"zero_optimization": {"stage": 2}}}, "DeepSpeedEngine"),
     "ZeRO-3": ({"deepspeed": ZERO | {"zero_optimization": {"stage": 3}}}, "DeepSpeedEngine"),
+    # which accelerate has for GPUs only, made to shard on the CPU
+    **{
+        f"FSDP2, {kind}": (
+            {"fsdp": True, "fsdp_config": FSDP2["fsdp_config"] | {"state_dict_type": f"{kind}_STATE_DICT"}},
+            "FSDPQwen2_5_VLForConditionalGeneration",
+        )
+        for kind in ("FULL", "SHARDED")
+    },
 }
 
 

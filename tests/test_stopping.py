@@ -13,12 +13,13 @@ import psutil
 import pytest
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from harness import build_trainer
 from q_hawkeye_trl.checkpoints import checkpoint_problem
 from q_hawkeye_trl.errors import TrainingInterrupted, how_to_go_on
 from q_hawkeye_trl.stopping import SECOND_SIGNAL_AFTER, StopOnSignalCallback
 from test_crash import ROOT, SCRIPT, TINY, assert_same_run, data, finish, start, steps_logged, wait_until  # noqa: F401
-from test_resume import assert_went_on, length_of_text, resume, train
-from tiny_models import tiny_dataset
+from test_resume import OPTIONS, assert_went_on, length_of_text, resume, train
+from tiny_models import tiny_dataset, tiny_policy
 
 LAUNCHERS = {
     "accelerate": ["accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1"],
@@ -112,6 +113,70 @@ def test_signals_outside_of_the_steps_are_left_alone(tmp_path):
     thread.start()
     thread.join()
     assert checkpoint_problem(tmp_path / "b" / "checkpoint-3") is None
+
+
+def test_an_error_in_training_gives_the_handlers_back(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+
+    class Fails(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            assert signal.getsignal(signal.SIGTERM) != before[0]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, callbacks=[StopOnSignalCallback(), Fails()])
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_a_stopped_run_goes_on_in_the_same_process(tmp_path):
+    model, processor = tiny_policy("qwen2_5_vl")
+    callbacks = [StopOnSignalCallback(), SignalAtStep(1)]
+    options = OPTIONS | {"reward_funcs": [length_of_text]}
+    trainer = build_trainer(tmp_path, model=model, processing_class=processor, callbacks=callbacks, **options)
+    with pytest.raises(TrainingInterrupted):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the sender of a signal can't be told")
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+def test_a_signal_to_workers_too_does_not_end_the_run_before_it_is_saved(tmp_path, number):
+    workers = []
+
+    class SignalToAll(TrainerCallback):
+        """As a scheduler does: to the training and its data loader's workers, from a process of its own."""
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                workers.extend(psutil.Process().children())
+                assert len(workers) == 2
+                everyone = [str(each.pid) for each in (psutil.Process(), *workers)]
+                subprocess.run(["kill", f"-{number.name[3:]}", *everyone], check=True)
+                time.sleep(1)
+                assert all(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in workers)
+
+    options = {"train_dataset": tiny_dataset(40), "max_steps": 4, "dataloader_num_workers": 2, "save_strategy": "no"}
+    with pytest.raises(TrainingInterrupted):
+        train(tmp_path, callbacks=[StopOnSignalCallback(), SignalToAll()], **options)
+    assert checkpoint_problem(tmp_path / "checkpoint-2") is None
+
+
+def test_workers_end_with_the_training_process(tmp_path):
+    script = (
+        "import os, sys, torch\n"
+        "from q_hawkeye_trl.stopping import keep_workers\nimport signal\n"
+        "loader = torch.utils.data.DataLoader(range(100), num_workers=1)\n"
+        "keep_workers(loader, [signal.SIGTERM])\n"
+        "batches = iter(loader)\nnext(batches)\n"
+        "(worker,) = batches._workers\n"
+        "if sys.argv[1] == 'terminated': worker.terminate(); worker.join(10); print(worker.exitcode)\n"
+        "else: print(worker.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = [sys.executable, "-c", script]
+    assert subprocess.run([*run, "terminated"], capture_output=True, text=True).stdout.strip() == "0"
+    worker = psutil.Process(int(subprocess.run([*run, "killed"], capture_output=True, text=True).stdout))
+    assert not psutil.wait_procs([worker], timeout=30)[1]
 
 
 def test_without_a_checkpoint_it_is_said(tmp_path):

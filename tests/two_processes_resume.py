@@ -7,13 +7,17 @@ from pathlib import Path
 from harness import build_trainer
 from test_resume import OPTIONS, length_of_text
 from tiny_models import tiny_policy
+from two_processes_fsdp import let_accelerate_shard_on_the_cpu
 
 
 def main(folder: str, checkpoint: str, options: str) -> None:
+    given = json.loads(options)
+    if given.get("fsdp"):
+        let_accelerate_shard_on_the_cpu()
     # a policy of other weights where the checkpoint's are to be loaded
     model, processor = tiny_policy("qwen2_5_vl", seed=1 if checkpoint else 0)
-    given = {"model": model, "processing_class": processor, "reward_funcs": [length_of_text]}
-    trainer = build_trainer(folder, **given, **(OPTIONS | {"num_iterations": 2} | json.loads(options)))
+    given |= {"model": model, "processing_class": processor, "reward_funcs": [length_of_text]}
+    trainer = build_trainer(folder, **(OPTIONS | {"num_iterations": 2} | given))
     trainer.train(resume_from_checkpoint=checkpoint or None)
     seen = {
         "world_size": trainer.accelerator.num_processes,

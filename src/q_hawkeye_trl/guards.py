@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
+from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
 from trl.trainer.utils import is_async_callable
 
@@ -22,20 +23,31 @@ ADVICE = (
 )
 
 
-def check_finite(
-    name: str, value: torch.Tensor, terms: Mapping[str, torch.Tensor], accelerator: Accelerator, step: int
-) -> None:
+def find_not_finite(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Marks the values that are NaN or infinite somewhere. Nothing waits for the device.
+
+    Args:
+        values (`Mapping[str, torch.Tensor]`):
+            Values by name.
+
+    Returns:
+        `dict[str, torch.Tensor]`: One boolean of shape () each.
+    """
+    return {name: (~torch.isfinite(value.detach())).any() for name, value in values.items()}
+
+
+def check_finite(name: str, marks: Mapping[str, torch.Tensor], accelerator: Accelerator, step: int) -> None:
     """
     Stops the run on every rank when a value is NaN or infinite on one, before the optimizer brings it into the
-    weights.
+    weights. The ranks meet once, and wait for their devices.
 
     Args:
         name (`str`):
             What the value is.
-        value (`torch.Tensor`):
-            Value that must be finite.
-        terms (`Mapping[str, torch.Tensor]`):
-            What it was made of, by name, to tell where it comes from; the same names on every rank.
+        marks (`Mapping[str, torch.Tensor]`):
+            From [`find_not_finite`], of the value and of what it was made of, to tell where it comes from; the same
+            names in the same order on every rank.
         accelerator ([`~accelerate.Accelerator`]):
             Joins the ranks.
         step (`int`):
@@ -44,17 +56,41 @@ def check_finite(
     Raises:
         [`~errors.TrainingError`]: Names the step, the terms that are not finite, and the number of ranks.
     """
-    tensors = {name: value, **terms}
-    wrong = torch.stack([(~torch.isfinite(tensor.detach())).any() for tensor in tensors.values()]).float()
-    ranks = dict(zip(tensors, accelerator.reduce(wrong, reduction="sum").tolist(), strict=True))
+    wrong = torch.stack(list(marks.values())).float()
+    ranks = dict(zip(marks, accelerator.reduce(wrong, reduction="sum").tolist(), strict=True))
     if ranks[name] == 0:
         return
     share = f" on {int(ranks[name])} of {accelerator.num_processes} ranks" if accelerator.num_processes > 1 else ""
-    found = ", ".join(term for term in terms if ranks[term]) or "its terms are finite"
+    found = ", ".join(term for term in marks if term != name and ranks[term]) or "its terms are finite"
     raise TrainingError(
         f"Step {step}: the {name} is not a finite number{share} ({found}). The run stops before the optimizer's step. "
         f"{ADVICE}"
     )
+
+
+def check_gradient_norm(norm: torch.Tensor | float | None, accelerator: Accelerator, step: int) -> None:
+    """
+    Stops the run on every rank when the norm of the gradients is NaN or infinite, or -1, which is what DeepSpeed makes
+    of both under bf16.
+
+    Args:
+        norm (`torch.Tensor` or `float` or `None`):
+            Norm before clipping, of all ranks' gradients; `None` where DeepSpeed knows none.
+        accelerator ([`~accelerate.Accelerator`]):
+            Joins the ranks.
+        step (`int`):
+            Step that is under way, from 1.
+
+    Raises:
+        [`~errors.TrainingError`]: Names the step and the number of ranks.
+    """
+    if norm is None:
+        return
+    if isinstance(norm, DTensor):  # FSDP2
+        norm = norm.full_tensor()
+    value = torch.as_tensor(norm, dtype=torch.float32, device=accelerator.device)
+    value = value.masked_fill(value < 0, torch.nan)
+    check_finite("gradient norm", find_not_finite({"gradient norm": value}), accelerator, step)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from .checkpoints import checkpoint_problem, last_whole_checkpoint
 from .progress import read_progress, restore_progress, save_progress
 from .resume import has_full_weights, load_full_weights
 from .shared_prefix.trainer import SharedPrefixTrainer
-from .staging import STAGING, clear_staging, explained_write_errors, finish_checkpoint, move_into_place
+from .staging import STAGING, clear_staging, explained_write_errors, finish_checkpoint, take_own_share
+from .stopping import StopOnSignalCallback, keep_workers
 
 
 class ResumableTrainer(SharedPrefixTrainer):
@@ -47,7 +48,19 @@ class ResumableTrainer(SharedPrefixTrainer):
         self._knows_all_losses = checkpoint is None or progress is not None
         if self.args.should_save:
             clear_staging(self.args.output_dir)
-        return super().train(checkpoint, *args, **kwargs)
+        try:
+            return super().train(checkpoint, *args, **kwargs)
+        finally:
+            for callback in self._stopping_callbacks():
+                callback.restore_handlers()
+
+    def _stopping_callbacks(self) -> list[StopOnSignalCallback]:
+        return [each for each in self.callback_handler.callbacks if isinstance(each, StopOnSignalCallback)]
+
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        keep_workers(loader, {number for callback in self._stopping_callbacks() for number in callback.signals})
+        return loader
 
     def _choose_checkpoint(self, wanted: str | bool | None) -> str | None:
         """The whole checkpoint to resume from: chosen by the main process, the same for all."""
@@ -141,6 +154,8 @@ class ResumableTrainer(SharedPrefixTrainer):
         with explained_write_errors(name, run_dir):
             if self.args.should_save:
                 clear_staging(run_dir)
+                # other nodes may remember the folder that was removed; one of its name they find
+                os.makedirs(os.path.join(run_dir, STAGING, name))
             self.accelerator.wait_for_everyone()  # no rank writes before that is done
             with self._writing_to(os.path.join(run_dir, STAGING)):
                 super()._save_checkpoint(model, trial)
@@ -150,8 +165,8 @@ class ResumableTrainer(SharedPrefixTrainer):
                 self.state.save_to_json(os.path.join(run_dir, STAGING, name, TRAINER_STATE_NAME))
                 finish_checkpoint(run_dir, name)
             self.accelerator.wait_for_everyone()
-            if self.accelerator.is_local_main_process and os.path.isdir(os.path.join(run_dir, STAGING, name)):
-                move_into_place(run_dir, name)  # a node with a disk of its own
+            if self.accelerator.is_local_main_process and not self.args.should_save:
+                take_own_share(run_dir, name)
         if self.args.should_save:  # only now that the new one is whole
             rotate_checkpoints(
                 output_dir=run_dir,

@@ -47,7 +47,7 @@ def load_full_weights(model: PreTrainedModel, checkpoint: str | Path) -> None:
         config=copy.deepcopy(model.config),  # the live model's shapes, so that others are reported and not adopted
         ignore_mismatched_sizes=True,
         attn_implementation="eager",  # runs nothing; others complain about float32 or the CPU
-        dtype=torch.float32,  # holds bf16 and fp16 exactly, whatever mixture the live model has
+        dtype=_dtype_for(model),
         output_loading_info=True,
     )
     wrong = [f"{kind}: {_first(keys)}" for kind, keys in report.items() if keys and kind.endswith("keys")]
@@ -57,6 +57,12 @@ def load_full_weights(model: PreTrainedModel, checkpoint: str | Path) -> None:
             "same model."
         )
     model.load_state_dict(loaded.state_dict(), strict=True)
+
+
+def _dtype_for(model: torch.nn.Module) -> torch.dtype:
+    """The live model's, since every rank of a node holds the copy; for a mixture float32, which holds all exactly."""
+    dtypes = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def _first(keys: Iterable, count: int = 5) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .checkpoints import write_manifest
+from .checkpoints import MANIFEST, write_manifest
 from .errors import CheckpointWriteError, how_to_go_on
 
 STAGING = ".checkpoint-in-writing"
@@ -68,7 +68,7 @@ def explained_write_errors(what: str, run_dir: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        text = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        text = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), type(error).__name__)
         if isinstance(error, RuntimeError) and not any(mark in text for mark in _TORCH_WRITE_ERRORS):
             raise
         free = shutil.disk_usage(run_dir).free / 2**20
@@ -93,3 +93,20 @@ def finish_checkpoint(run_dir: str | Path, name: str) -> None:
     """
     write_manifest(Path(run_dir) / STAGING / name)
     move_into_place(run_dir, name)
+
+
+def take_own_share(run_dir: str | Path, name: str) -> None:
+    """
+    Moves what a node with a disk of its own has of a checkpoint to its place; does nothing where the main process has
+    moved the whole, on a disk that all nodes share. Its manifest tells: over a network file system a node may still
+    see the folder in `STAGING` for a while after it was moved.
+
+    Args:
+        run_dir (`str` or `Path`):
+            Folder of the run.
+        name (`str`):
+            Name of the checkpoint.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / name / MANIFEST).is_file() and (run_dir / STAGING / name).is_dir():
+        move_into_place(run_dir, name)

@@ -4,11 +4,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from types import FrameType
 
 import torch
 from accelerate.utils import gather
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
@@ -26,8 +28,8 @@ class StopOnSignalCallback(TrainerCallback):
     Ends a run on SIGTERM: the step under way is finished, with the evaluation that belongs to it, a checkpoint is
     saved, and `trainer.train()` raises [`~errors.TrainingInterrupted`], which ends the process with status 143 where
     nobody catches it. One rank that gets the signal is enough; all stop after the same step. A second signal, seconds
-    later, ends the process at once, as does Ctrl-C. Before the first and after the last step signals do what they do
-    without this callback.
+    later, ends the process at once, as does Ctrl-C. Before the first and after the last step, and once an error ended
+    the run, signals do what they do without this callback.
 
     Args:
         signals (`Sequence[signal.Signals]`, *optional*, defaults to SIGTERM and SIGUSR1):
@@ -50,6 +52,9 @@ class StopOnSignalCallback(TrainerCallback):
         self._stops = 0  # the signal on which all ranks agreed
         self._strategy: SaveStrategy | None = None  # the caller's, while another one stands in for it
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._came, self._stops = None, 0  # of a run that was stopped and goes on in the same process
+
     def on_step_begin(self, args, state, control, **kwargs):
         if not self._before and threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in self.signals}
@@ -69,7 +74,7 @@ class StopOnSignalCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if not self._stops:
             return
-        self._restore_handlers()
+        self.restore_handlers()
         if self._strategy is not None:
             args.save_strategy, self._strategy = self._strategy, None
         stopped = TrainingInterrupted(self._stops, state.global_step, args.output_dir)
@@ -78,7 +83,13 @@ class StopOnSignalCallback(TrainerCallback):
         raise stopped
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._restore_handlers()
+        self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        """Puts back the handlers that stood before the first step; the trainer calls it when an error ends a run."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -88,7 +99,32 @@ class StopOnSignalCallback(TrainerCallback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def _restore_handlers(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before = {}
+
+def keep_workers(loader: DataLoader, signals: Collection[signal.Signals]) -> None:
+    """
+    Lets signals that reach a whole process group or job pass by the workers of a data loader: a worker that one of
+    them ends takes the run with it, before the step is finished and saved. Only the training process, and its end, end
+    workers. On systems without `sigwaitinfo` (macOS, Windows) nothing changes.
+
+    Args:
+        loader (`DataLoader`):
+            Loader before its first iteration, changed in place.
+        signals (`Collection[signal.Signals]`):
+            Signals that end the run.
+    """
+    if signals and hasattr(signal, "sigwaitinfo"):
+        loader = getattr(loader, "base_dataloader", loader)  # what accelerate's loaders wrap
+        loader.worker_init_fn = partial(_begin_worker, tuple(signals), loader.worker_init_fn)
+
+
+def _begin_worker(signals: Sequence[signal.Signals], begin: Callable[[int], None] | None, worker: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    threading.Thread(target=_end_with_parent, args=(signals, os.getppid()), daemon=True).start()
+    if begin is not None:
+        begin(worker)
+
+
+def _end_with_parent(signals: Sequence[signal.Signals], parent: int) -> None:
+    while signal.sigwaitinfo(signals).si_pid != parent:
+        pass
+    os._exit(0)  # as PyTorch's own handler does

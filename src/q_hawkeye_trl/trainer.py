@@ -15,7 +15,7 @@ from .data.decode_once import DecodeOnce
 from .data.epoch_sampler import EpochSampler
 from .degraded_batch import degraded_pixel_values
 from .evaluation.validation import Validation
-from .guards import check_finite, guarded_rewards
+from .guards import check_finite, check_gradient_norm, find_not_finite, guarded_rewards
 from .objective.perception import perception_kl, sampled_entropy
 from .objective.reduction import token_weights
 from .objective.schedule import perception_gamma_at
@@ -119,6 +119,7 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
         self._monitors = {"train": ScoreMonitor(), "eval": ScoreMonitor()}
         self._row_weights: torch.Tensor | None = None  # (B,), from scoring to scaling the advantages
         self._seen_images = False
+        self._not_finite: dict[str, torch.Tensor] = {}  # marks of the step's micro-batches so far
         self._captured: list | None = None  # log-probabilities and entropies of the loss's own forward
 
     _signature_columns: list[str] | None
@@ -271,14 +272,21 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
             terms |= {name: inputs[name] for name in TERMS_OF_LOSS if name in inputs}
             unused = inputs["completion_mask"] == 0  # padding can hold anything
             terms = {k: v.masked_fill(unused, 0.0) if v.shape == unused.shape else v for k, v in terms.items()}
-            check_finite("loss", loss, terms, self.accelerator, self.state.global_step + 1)
+            self._check_loss({"loss": loss, **terms})
         return loss
+
+    def _check_loss(self, terms: dict[str, torch.Tensor]) -> None:
+        """Once a step, with what its micro-batches left: before the last backward, in which DeepSpeed steps."""
+        for name, mark in find_not_finite(terms).items():
+            self._not_finite[name] = mark | self._not_finite.get(name, mark)
+        if self.accelerator.sync_gradients:
+            marks, self._not_finite = self._not_finite, {}
+            check_finite("loss", marks, self.accelerator, self.state.global_step + 1)
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.mixed_precision != "fp16":  # whose scaler meets infinite gradients and skips them
-            value = torch.as_tensor(norm, dtype=torch.float32, device=self.accelerator.device)
-            check_finite("gradient norm", value, {}, self.accelerator, self.state.global_step + 1)
+            check_gradient_norm(norm, self.accelerator, self.state.global_step + 1)
         return norm
 
     def _perception_loss(
