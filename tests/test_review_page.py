@@ -51,7 +51,7 @@ class Server:
     def end(self, number: int) -> None:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        self.process.wait(20)
+        self.process.wait(120)
         self.process.stdout.close()
 
 

@@ -143,13 +143,14 @@ def test_a_stopped_run_goes_on_in_the_same_process(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_workers_too_does_not_end_the_run_before_it_is_saved(tmp_path, number):
     workers = []
+    others = psutil.Process().children()  # of tests before
 
     class SignalToAll(TrainerCallback):
         """As a scheduler does: to the training and its data loader's workers, from a process of its own."""
 
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 1:
-                workers.extend(psutil.Process().children())
+                workers.extend(child for child in psutil.Process().children() if child not in others)
                 assert len(workers) == 2
                 everyone = [str(each.pid) for each in (psutil.Process(), *workers)]
                 subprocess.run(["kill", f"-{number.name[3:]}", *everyone], check=True)

@@ -90,6 +90,7 @@ def serve_review(
             time.sleep(3600)
     except KeyboardInterrupt:
         print(f"Ended; decisions are in {path}")
+        page.close(verbose=False)  # requests under way would hold up the process's end
     finally:
         shutil.rmtree(cache, ignore_errors=True)
 
