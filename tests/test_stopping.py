@@ -139,6 +139,18 @@ def test_a_stopped_run_goes_on_in_the_same_process(tmp_path):
     assert trainer.state.global_step == 3
 
 
+def wait_until_begun(workers: list[psutil.Process], number: signal.Signals) -> None:
+    """On a busy machine a worker can be forked and not have begun: until then a signal ends it."""
+    deadline = time.monotonic() + 60
+    for worker in workers:
+        while True:
+            (blocked,) = re.findall(r"SigBlk:\s*(\w+)", Path(f"/proc/{worker.pid}/status").read_text())
+            if int(blocked, 16) >> (number - 1) & 1:
+                break
+            assert time.monotonic() < deadline, f"worker {worker.pid} doesn't block {number.name}"
+            time.sleep(0.05)
+
+
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the sender of a signal can't be told")
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_workers_too_does_not_end_the_run_before_it_is_saved(tmp_path, number):
@@ -152,6 +164,7 @@ def test_a_signal_to_workers_too_does_not_end_the_run_before_it_is_saved(tmp_pat
             if state.global_step == 1:
                 workers.extend(child for child in psutil.Process().children() if child not in others)
                 assert len(workers) == 2
+                wait_until_begun(workers, number)
                 everyone = [str(each.pid) for each in (psutil.Process(), *workers)]
                 subprocess.run(["kill", f"-{number.name[3:]}", *everyone], check=True)
                 time.sleep(1)

@@ -104,7 +104,8 @@ def keep_workers(loader: DataLoader, signals: Collection[signal.Signals]) -> Non
     """
     Lets signals that reach a whole process group or job pass by the workers of a data loader: a worker that one of
     them ends takes the run with it, before the step is finished and saved. Only the training process, and its end, end
-    workers. On systems without `sigwaitinfo` (macOS, Windows) nothing changes.
+    workers. On systems without `sigwaitinfo` (macOS, Windows) nothing changes, and in the moment between a worker's
+    fork and its first lines it is not protected yet.
 
     Args:
         loader (`DataLoader`):
