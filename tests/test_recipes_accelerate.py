@@ -166,6 +166,14 @@ def options(data: Path, folder: Path) -> list[str]:
     return [word for key, value in small.items() for word in (f"--{key}", str(value))]
 
 
+def launched(launch: list[str], data: Path, folder: Path) -> subprocess.CompletedProcess:
+    """Runs a launcher with the small training to its end, whatever its status."""
+    command = [*launch, *options(data, folder)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=280
+    )
+
+
 def check_two_processes(folder: Path, *, sharded: bool) -> None:
     """A checkpoint has the random state of every process, and with ZeRO the optimizer's shard of every process."""
     checkpoint = folder / "checkpoint-2"
@@ -184,15 +192,7 @@ def test_two_processes_on_a_cpu(data, tmp_path, program):
     words = [word for word in command.split() if not word.startswith("DS_ACCELERATOR=")]
     port = ["--main_process_port" if program == "accelerate" else "--master_port", str(free_port())]
     launch = [words[0], *words[1:2], *port, *words[2:]] if program == "accelerate" else [words[0], *port, *words[1:]]
-    run = subprocess.run(
-        [*launch, *options(data, tmp_path / "run")],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
+    run = launched(launch, data, tmp_path / "run")
     assert run.returncode == 0, run.stderr[-3000:]
     check_two_processes(tmp_path / "run", sharded=program == "accelerate")
 
@@ -201,15 +201,7 @@ def test_two_processes_on_a_cpu(data, tmp_path, program):
 def test_accelerates_own_form_starts_one_process(data, tmp_path):
     """Why the header names other commands: the day this fails they may become simpler."""
     launch = ["accelerate", "launch", "--cpu", "--num_processes", "2", "examples/train_koniq.py"]
-    run = subprocess.run(
-        [*launch, *options(data, tmp_path / "run")],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
+    run = launched(launch, data, tmp_path / "run")
     assert run.returncode != 0
     assert "generation_batch_size (4)" in run.stderr + run.stdout
 

@@ -79,11 +79,22 @@ def write_manifest(checkpoint: str | Path) -> None:
     (checkpoint / MANIFEST).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
     folders = {path.parent for path in files}
     for path in [*files, checkpoint / MANIFEST, *folders]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        bring_to_disk(path)
+
+
+def bring_to_disk(path: str | Path) -> None:
+    """
+    Waits until a file's content, or a folder's list of names, is on the disk.
+
+    Args:
+        path (`str` or `Path`):
+            File or folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def checkpoint_problem(checkpoint: str | Path) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .checkpoints import MANIFEST, write_manifest
+from .checkpoints import MANIFEST, bring_to_disk, write_manifest
 from .errors import CheckpointWriteError, how_to_go_on
 
 STAGING = ".checkpoint-in-writing"
@@ -43,11 +43,7 @@ def move_into_place(run_dir: str | Path, name: str) -> None:
         os.replace(final, staging / f"{name}-before")
     os.replace(staging / name, final)
     for folder in (final, final.parent):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        bring_to_disk(folder)
     clear_staging(run_dir)
 
 
