@@ -66,7 +66,9 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"data", "text"},
     "data": {"text"},
     "objective": set(),
+    "question": {"io", "text"},
     "text": set(),
+    "io": set(),
     # modules that import nothing of ours
     "checkpoints": set(),
     "files": set(),

@@ -1,0 +1,29 @@
+"""Locks between processes, released by the system when their holder dies."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, *, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock on a file, created if missing; raise `BlockingIOError(busy)` if it is taken."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(busy) from None
+        yield
+
+
+def is_locked(path: str | os.PathLike) -> bool:
+    """Tell whether another process holds the lock."""
+    if not Path(path).exists():
+        return False
+    try:
+        with locked(path, busy=""):
+            return False
+    except BlockingIOError:
+        return True
