@@ -7,7 +7,7 @@ import datasets
 import torch
 from trl import GRPOTrainer
 
-from ..data.decode_once import DecodeOnce
+from ..data.image_columns import DecodeOnce
 from ..seam import IMAGE_KEYS, TOKEN_TYPE_KEYS
 from .attention import install_attention
 from .forward import PackedForward, unwrap_policy
