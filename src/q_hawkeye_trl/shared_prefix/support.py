@@ -6,9 +6,9 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..generation.prefill import DYNAMIC_CACHES, HOOKED_METHODS
 from .attention import base_implementation
 from .forward import unwrap_policy
-from .prefill import DYNAMIC_CACHES, HOOKED_METHODS
 
 logger = logging.get_logger(__name__)
 

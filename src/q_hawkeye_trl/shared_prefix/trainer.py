@@ -8,11 +8,11 @@ import torch
 from trl import GRPOTrainer
 
 from ..data.image_columns import DecodeOnce
+from ..generation.prefill import shared_prefill
 from ..seam import IMAGE_KEYS, TOKEN_TYPE_KEYS
 from .attention import install_attention
 from .forward import PackedForward, unwrap_policy
 from .groups import group_images, group_rows, ungroup_rows
-from .prefill import shared_prefill
 from .processing import check_same_prompts, process_once, repeat_fields
 from .support import choose_sharing
 
