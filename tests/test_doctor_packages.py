@@ -8,7 +8,7 @@ import pytest
 from trl import GRPOTrainer, import_utils
 
 from q_hawkeye_trl.doctor.finding import Plan
-from q_hawkeye_trl.doctor.packages import OPTIONAL, check_optional, check_packages, check_seam
+from q_hawkeye_trl.doctor.packages import OPTIONAL, check_optional, check_packages, check_trl
 
 REAL = importlib.metadata.version
 
@@ -81,14 +81,14 @@ def test_a_project_that_is_not_installed(monkeypatch):
     assert "pip install -e ." in finding.advice
 
 
-def test_the_seam(monkeypatch):
-    assert [finding.level for finding in check_seam(Plan())] == ["ok"]
+def test_the_hooked_methods(monkeypatch):
+    assert [finding.level for finding in check_trl(Plan())] == ["ok"]
 
     def changed(self, inputs, weights):
         """What another TRL could look like."""
 
     monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", changed)
-    (finding,) = check_seam(Plan())
+    (finding,) = check_trl(Plan())
     assert finding.level == "problem"
     assert "_calculate_rewards" in finding.text
 

@@ -107,7 +107,7 @@ def _run_checks(findings: list[Finding], plan: Plan, probe: Any) -> dict[str, An
     from .model import check_model
 
     simple: tuple[tuple[str, Callable[[Plan], list[Finding]]], ...] = (
-        ("TRL", packages.check_seam),
+        ("TRL", packages.check_trl),
         ("packages", packages.check_optional),
         ("GPU", gpu.check_gpu),
         ("attention", gpu.check_attention),

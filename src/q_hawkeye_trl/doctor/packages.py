@@ -1,4 +1,4 @@
-"""Python, the packages and TRL's seam against what the project was written for."""
+"""Python, the packages and TRL's methods against what the project was written for."""
 
 import importlib.metadata
 import platform
@@ -84,18 +84,30 @@ def _numbers(version: str) -> list[int]:
     return numbers
 
 
-def check_seam(plan: Plan) -> list[Finding]:
+def check_trl(plan: Plan) -> list[Finding]:
     """TRL's methods, whose parameters the trainer counts on."""
     import trl
 
-    from ..seam import HOOKED_METHODS
-    from ..seam import check_seam as check
+    from ..trl_compat import (
+        GENERATION,
+        HOOKS,
+        METHOD,
+        PROMPT_SHARING,
+        TRL_REQUIREMENT,
+        WITHOUT,
+        changed_hooks,
+        check_method_hooks,
+    )
 
     try:
-        check()
-    except RuntimeError as error:
-        return [problem("TRL", str(error), 'pip install "trl>=1.16,<1.17"')]
-    return [ok("TRL", f"{trl.__version__}: the {len(HOOKED_METHODS)} methods that the trainer hooks are as expected")]
+        check_method_hooks()
+    except (ImportError, RuntimeError) as error:
+        return [problem("TRL", str(error), f'pip install "{TRL_REQUIREMENT}"')]
+    without = WITHOUT | {GENERATION: WITHOUT[PROMPT_SHARING]}
+    changes = {part: changed_hooks(part) for part in HOOKS if part != METHOD}
+    off = [warning("TRL", f"{part}: {change}", without[part]) for part, change in changes.items() if change]
+    count = len({name for hooks in HOOKS.values() for name in hooks})
+    return off or [ok("TRL", f"{trl.__version__}: the {count} methods that the trainer hooks are as expected")]
 
 
 def check_optional(plan: Plan) -> list[Finding]:

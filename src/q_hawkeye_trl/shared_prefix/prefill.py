@@ -6,14 +6,11 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from ..seam import TOKEN_TYPE_KEYS
+from ..trl_compat import TOKEN_TYPE_KEYS
 from .replaced import replaced
 
 DYNAMIC_CACHES = (None, "dynamic")
 """Values of `cache_implementation` whose cache grows with what it is given, and so can be repeated."""
-
-HOOKED_METHODS = ("_maybe_prepare_encoder_kwargs_for_generation", "_prefill")
-"""Methods of transformers' generation that are stood in for; they are not public, so that a release may lack them."""
 
 _PER_ROW = ("attention_mask", *TOKEN_TYPE_KEYS)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from ..seam import TOKEN_TYPE_KEYS
+from ..trl_compat import TOKEN_TYPE_KEYS
 from .replaced import replaced
 
 
