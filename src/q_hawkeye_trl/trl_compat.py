@@ -120,6 +120,7 @@ WITHOUT = {
     PROMPT_SHARING: "Each rollout gets a row of its own, as in TRL: the same result, slower.",
     EXACT_RESUME: "Checkpoints and resuming are those of transformers.",
     GRADIENT_CHECK: "A gradient that is not finite no longer stops the run.",
+    GENERATION: "Each rollout gets a row of its own, as in TRL: the same result, slower.",
 }
 """What a run does without each of the parts that can be left out."""
 

@@ -8,11 +8,11 @@ import torch
 from trl import GRPOTrainer
 
 from ..data.decode_once import DecodeOnce
+from ..generation.prefill import shared_prefill
 from ..trl_compat import IMAGE_KEYS, PROMPT_SHARING, TOKEN_TYPE_KEYS, group_size, is_active, mode, optional_part
 from .attention import install_attention
 from .forward import PackedForward, unwrap_policy
 from .groups import group_images, group_rows, ungroup_rows
-from .prefill import shared_prefill
 from .processing import check_same_prompts, process_once, repeat_fields
 from .support import choose_sharing
 

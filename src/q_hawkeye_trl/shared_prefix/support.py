@@ -6,10 +6,10 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..generation.prefill import DYNAMIC_CACHES
 from ..trl_compat import GENERATION, changed_hooks
 from .attention import base_implementation
 from .forward import unwrap_policy
-from .prefill import DYNAMIC_CACHES
 
 logger = logging.get_logger(__name__)
 
