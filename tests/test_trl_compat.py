@@ -76,8 +76,8 @@ def test_a_changed_hook_of_the_method_is_an_error(tmp_path, name):
 
 def test_a_trl_before_the_first_supported_one_is_an_error(tmp_path):
     with (
-        mock.patch("importlib.metadata.version", lambda name: "1.15.9"),
-        pytest.raises(ImportError, match="trl>=1.16"),
+        mock.patch("importlib.metadata.version", return_value="1.15.9"),
+        pytest.raises(ImportError, match=r"trl>=1\.16"),
     ):
         build_trainer(tmp_path)
 
@@ -113,7 +113,7 @@ def test_sharing_that_is_asked_for_is_refused_where_it_can_not_be(tmp_path, warn
 
 
 def test_a_changed_generation_switches_sharing_off(tmp_path):
-    with mock.patch.object(GenerationMixin, "_prefill", lambda self, everything: None):
+    with mock.patch.object(GenerationMixin, "_prefill", print):
         assert "_prefill" in trl_compat.changed_hooks(GENERATION)
         trainer = build_trainer(tmp_path, shared_prefix="auto", scripted=None)
     assert trainer._shares_prefix == {"train": False, "eval": False}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import datasets
 import torch
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -13,7 +14,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from .checkpointing.exact_resume import ExactResumeMixin
 from .checks import check_compatible, check_dataset
 from .config import HawkeyeGRPOConfig
-from .data.decode_once import DecodeOnce
+from .data.image_columns import DecodeOnce, with_uniform_images
 from .degraded_batch import degraded_pixel_values
 from .evaluation.validation import Validation
 from .guards import FiniteGradientMixin, check_finite, check_images_alike, find_not_finite, guarded_rewards
@@ -70,6 +71,9 @@ class HawkeyeMethodTrainer(GRPOTrainer):
             )
         check_dataset(train_dataset, args)
         check_dataset(eval_dataset, args)
+        if isinstance(train_dataset, datasets.Dataset | datasets.IterableDataset):  # TRL refuses others by their type
+            train_dataset = with_uniform_images(train_dataset)
+        eval_dataset = with_uniform_images(eval_dataset)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, *positional, **kwargs)
         check_compatible(self)
         self.score_fn = parse_score if score_fn is None else score_fn
@@ -86,6 +90,9 @@ class HawkeyeMethodTrainer(GRPOTrainer):
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             self._signature_columns = [*(self._signature_columns or []), *DATASET_COLUMNS]
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        return super().get_eval_dataloader(with_uniform_images(eval_dataset))  # one passed to `evaluate`
 
     # Uncertainty-aware reweighting
 

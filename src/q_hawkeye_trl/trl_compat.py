@@ -63,6 +63,7 @@ HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
         "_generate_and_score_completions": ("inputs",),
         "_get_per_token_logps_and_entropies": _LOGPS,
         "_compute_loss": ("model", "inputs"),
+        "get_eval_dataloader": ("eval_dataset",),
         "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
         "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
     },

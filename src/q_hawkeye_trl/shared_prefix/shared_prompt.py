@@ -7,7 +7,7 @@ import datasets
 import torch
 from trl import GRPOTrainer
 
-from ..data.decode_once import DecodeOnce
+from ..data.image_columns import DecodeOnce
 from ..generation.prefill import shared_prefill
 from ..trl_compat import IMAGE_KEYS, PROMPT_SHARING, TOKEN_TYPE_KEYS, group_size, is_active, mode, optional_part
 from .attention import install_attention
