@@ -14,6 +14,7 @@ from .config import HawkeyeGRPOConfig
 from .data.decode_once import DecodeOnce
 from .data.epoch_sampler import EpochSampler
 from .degraded_batch import degraded_pixel_values
+from .evaluation.metrics import ScoreMonitor
 from .evaluation.validation import Validation
 from .guards import check_finite, check_gradient_norm, find_not_finite, guarded_rewards
 from .objective.perception import perception_kl, sampled_entropy
@@ -21,7 +22,6 @@ from .objective.reduction import token_weights
 from .objective.schedule import perception_gamma_at
 from .objective.uncertainty import rollout_uncertainty, score_statistics, uncertainty_weights
 from .resumable import ResumableTrainer
-from .score_monitor import ScoreMonitor
 from .seam import VISION_KEYS, check_seam
 from .text import completion_text, parse_score
 
