@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from q_hawkeye_trl.callbacks import HeldOutCallback, MetricsFileCallback, read_metrics
-from q_hawkeye_trl.checkpoints import checkpoint_problem, last_whole_checkpoint
+from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, last_whole_checkpoint
 from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.report.plots import plot_curves, running_mean
 from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder, was_started

@@ -6,16 +6,13 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from ..seam import TOKEN_TYPE_KEYS
 from .replaced import replaced
 
 DYNAMIC_CACHES = (None, "dynamic")
 """Values of `cache_implementation` whose cache grows with what it is given, and so can be repeated."""
 
-HOOKED_METHODS = ("_maybe_prepare_encoder_kwargs_for_generation", "_prefill")
-"""Methods of transformers' generation that are stood in for; they are not public, so that a release may lack them."""
-
-_PER_ROW = ("attention_mask", *TOKEN_TYPE_KEYS)
+PER_ROW = ("attention_mask", "token_type_ids", "mm_token_type_ids")
+"""Inputs of `generate` beside `input_ids` that have one row a rollout."""
 
 
 @contextmanager
@@ -43,7 +40,7 @@ def shared_prefill(model: PreTrainedModel, group_size: int, num_images: list[int
 
     def prefill_groups(input_ids, generation_config, model_kwargs, is_first_iteration=True):
         firsts = dict(model_kwargs)
-        for key in _PER_ROW:
+        for key in PER_ROW:
             if firsts.get(key) is not None:
                 firsts[key] = firsts[key][::group_size]
         if firsts.get("position_ids") is not None:

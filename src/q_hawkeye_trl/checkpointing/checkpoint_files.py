@@ -1,7 +1,6 @@
 """Checkpoints that are whole: a list of their files, what is wrong with one, and which one to resume from."""
 
 import json
-import os
 import zipfile
 from pathlib import Path
 
@@ -9,6 +8,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
+
+from ..io.atomic import fsync_path
 
 logger = logging.get_logger(__name__)
 
@@ -79,22 +80,7 @@ def write_manifest(checkpoint: str | Path) -> None:
     (checkpoint / MANIFEST).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
     folders = {path.parent for path in files}
     for path in [*files, checkpoint / MANIFEST, *folders]:
-        bring_to_disk(path)
-
-
-def bring_to_disk(path: str | Path) -> None:
-    """
-    Waits until a file's content, or a folder's list of names, is on the disk.
-
-    Args:
-        path (`str` or `Path`):
-            File or folder.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fsync_path(path)
 
 
 def checkpoint_problem(checkpoint: str | Path) -> str | None:
@@ -166,3 +152,20 @@ def _unreadable_file(checkpoint: Path) -> str | None:
         except (SafetensorError, ValueError, zipfile.BadZipFile) as error:
             return f"{path.relative_to(checkpoint).as_posix()}: {error}"
     return None
+
+
+def resume_hint(output_dir: str | Path) -> str:
+    """
+    Says from where a run that ended can be resumed.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder of the run.
+
+    Returns:
+        `str`: A sentence.
+    """
+    whole = list_checkpoints(output_dir, whole=True)
+    if not whole:
+        return f"{output_dir} holds no whole checkpoint: start anew, with a smaller save_steps if runs end early."
+    return f"{whole[0]} is whole; go on from it by --resume_from_checkpoint true (resume_from_checkpoint=True)."

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .checkpoints import MANIFEST, bring_to_disk, write_manifest
-from .errors import CheckpointWriteError, how_to_go_on
+from ..errors import CheckpointWriteError
+from ..io.atomic import fsync_path
+from .checkpoint_files import MANIFEST, resume_hint, write_manifest
 
 STAGING = ".checkpoint-in-writing"
 """Folder, in that of the run, in which a checkpoint is written; whatever is found there is left over from a crash."""
@@ -43,7 +44,7 @@ def move_into_place(run_dir: str | Path, name: str) -> None:
         os.replace(final, staging / f"{name}-before")
     os.replace(staging / name, final)
     for folder in (final, final.parent):
-        bring_to_disk(folder)
+        fsync_path(folder)
     clear_staging(run_dir)
 
 
@@ -73,7 +74,7 @@ def explained_write_errors(what: str, run_dir: str | Path) -> Iterator[None]:
         clear_staging(run_dir)
         raise CheckpointWriteError(
             f"{what} could not be written to {run_dir} ({text}; {free:.1f} MiB were free). Make room, for example by "
-            f"a smaller save_total_limit or another disk. {how_to_go_on(run_dir)}"
+            f"a smaller save_total_limit or another disk. {resume_hint(run_dir)}"
         ) from error
 
 

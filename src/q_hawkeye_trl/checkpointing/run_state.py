@@ -29,7 +29,7 @@ def window_steps(trainer: GRPOTrainer) -> int:
     return trainer.args.steps_per_generation * trainer.num_iterations
 
 
-def save_progress(trainer: GRPOTrainer, checkpoint: str | Path, own: dict[str, Any]) -> None:
+def save_progress(trainer: GRPOTrainer, checkpoint: str | Path, own: dict[str, Any] | None) -> None:
     """
     Adds this rank's progress to a checkpoint.
 
@@ -38,7 +38,7 @@ def save_progress(trainer: GRPOTrainer, checkpoint: str | Path, own: dict[str, A
             Trainer in training, between two steps.
         checkpoint (`str` or `Path`):
             Folder of the checkpoint.
-        own (`dict[str, Any]`):
+        own (`dict[str, Any]`, *optional*):
             State of a subclass, of JSON's types.
     """
     rank = trainer.args.process_index
@@ -131,6 +131,7 @@ def restore_progress(trainer: GRPOTrainer, checkpoint: str | Path, progress: dic
 def _settings(trainer: GRPOTrainer) -> dict[str, Any]:
     """What decides how rollouts are dealt out to ranks and steps."""
     args = trainer.args
+    shares_prompts = getattr(trainer, "_shares_prefix", {"train": False})["train"]  # the mixin can be left out
     return {
         "world_size": args.world_size,
         "per_device_train_batch_size": args.per_device_train_batch_size,
@@ -138,7 +139,7 @@ def _settings(trainer: GRPOTrainer) -> dict[str, Any]:
         "steps_per_generation": args.steps_per_generation,
         "num_iterations": trainer.num_iterations,
         "num_generations": trainer.num_generations,
-        "sharing of prompts": trainer._shares_prefix["train"],
+        "sharing of prompts": shares_prompts,
     }
 
 

@@ -1,4 +1,4 @@
-"""`ResumableTrainer`: checkpoints that are whole or not there, and a resume that goes on to the bit."""
+"""`ExactResumeMixin`: checkpoints that are complete or absent, and a bitwise identical resume."""
 
 import contextlib
 import os
@@ -9,34 +9,32 @@ from accelerate.utils import broadcast_object_list, is_peft_model
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from trl import GRPOTrainer
 
-from .checkpoints import checkpoint_problem, last_whole_checkpoint
-from .progress import read_progress, restore_progress, save_progress
-from .resume import has_full_weights, load_full_weights
-from .shared_prefix.trainer import SharedPrefixTrainer
+from ..trl_compat import EXACT_RESUME, optional_part
+from .checkpoint_files import checkpoint_problem, last_whole_checkpoint
+from .epoch_sampler import EpochSampler
+from .full_weights import has_full_weights, load_full_weights
+from .run_state import read_progress, restore_progress, save_progress
 from .staging import STAGING, clear_staging, explained_write_errors, finish_checkpoint, take_own_share
-from .stopping import StopOnSignalCallback, keep_workers
+from .stop_on_signal import StopOnSignalCallback, shield_workers_from_signals
 
 
-class ResumableTrainer(SharedPrefixTrainer):
+@optional_part(EXACT_RESUME)
+class ExactResumeMixin(GRPOTrainer):
     """
-    [`~shared_prefix.trainer.SharedPrefixTrainer`] whose runs survive a crash. (1) A checkpoint is written beside its
-    place and moved there when it is whole. (2) `resume_from_checkpoint=True` takes the newest whole one. (3) A resumed
-    run ends as the unbroken one does, also from between two steps that share their rollouts; its logs have no gap.
+    Mixin of [`~trl.GRPOTrainer`] whose runs survive a crash.
 
-    Subclasses with a state of their own extend `_own_progress` and `_restore_own_progress`.
+    A checkpoint is published only when it is complete. `resume_from_checkpoint=True` takes the newest complete one. A
+    resumed run is bitwise identical to an uninterrupted one, also from between two steps that share their rollouts.
+
+    A trainer with state of its own returns it from `_own_state()` and restores it by `_restore_own_state(state)`.
     """
 
     _staging: str | None = None
     _resumed: tuple[str, dict[str, Any]] | None = None  # checkpoint and its progress, until that is restored
     _went_on = False
     _knows_all_losses = True
-
-    def _own_progress(self) -> dict[str, Any]:
-        return {}
-
-    def _restore_own_progress(self, progress: dict[str, Any]) -> None:
-        pass
 
     # Resuming
 
@@ -59,8 +57,13 @@ class ResumableTrainer(SharedPrefixTrainer):
 
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)
-        keep_workers(loader, {number for callback in self._stopping_callbacks() for number in callback.signals})
+        shield_workers_from_signals(
+            loader, {number for callback in self._stopping_callbacks() for number in callback.signals}
+        )
         return loader
+
+    def _get_train_sampler(self, dataset=None):
+        return EpochSampler(super()._get_train_sampler(dataset), lambda: self.state.epoch)
 
     def _choose_checkpoint(self, wanted: str | bool | None) -> str | None:
         """The whole checkpoint to resume from: chosen by the main process, the same for all."""
@@ -94,7 +97,8 @@ class ResumableTrainer(SharedPrefixTrainer):
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             restore_progress(self, *resumed)
-            self._restore_own_progress(resumed[1]["own"])
+            if resumed[1]["own"] is not None:
+                self._restore_own_state(resumed[1]["own"])
 
     def _run_epoch(self, *args, **kwargs):
         self._restore_progress()
@@ -144,7 +148,7 @@ class ResumableTrainer(SharedPrefixTrainer):
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
-        save_progress(self, output_dir, self._own_progress())
+        save_progress(self, output_dir, self._own_state() if hasattr(self, "_own_state") else None)
 
     def _save_checkpoint(self, model, trial):
         run_dir, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
-from .errors import TrainingInterrupted
+from ..errors import TrainingInterrupted
+from .checkpoint_files import resume_hint
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +39,7 @@ class StopOnSignalCallback(TrainerCallback):
     Example:
 
     ```python
-    from q_hawkeye_trl.stopping import StopOnSignalCallback
+    from q_hawkeye_trl.checkpointing.stop_on_signal import StopOnSignalCallback
 
     trainer.add_callback(StopOnSignalCallback())
     trainer.train(resume_from_checkpoint=True)
@@ -77,7 +78,7 @@ class StopOnSignalCallback(TrainerCallback):
         self.restore_handlers()
         if self._strategy is not None:
             args.save_strategy, self._strategy = self._strategy, None
-        stopped = TrainingInterrupted(self._stops, state.global_step, args.output_dir)
+        stopped = TrainingInterrupted(self._stops, state.global_step, resume_hint(args.output_dir))
         if state.is_world_process_zero:
             logger.warning(str(stopped))
         raise stopped
@@ -100,7 +101,7 @@ class StopOnSignalCallback(TrainerCallback):
             os.kill(os.getpid(), number)
 
 
-def keep_workers(loader: DataLoader, signals: Collection[signal.Signals]) -> None:
+def shield_workers_from_signals(loader: DataLoader, signals: Collection[signal.Signals]) -> None:
     """
     Lets signals that reach a whole process group or job pass by the workers of a data loader: a worker that one of
     them ends takes the run with it, before the step is finished and saved. Only the training process, and its end, end
