@@ -319,7 +319,7 @@ def degraded_view(
 def degraded_views(
     images: Sequence[Image.Image], names: Sequence[str], *, degradation_seed: int, epoch: float
 ) -> tuple[list[Image.Image], str]:
-    """Draw one degradation for all images of a prompt and apply it to each with its own noise; see [`degraded_view`]."""
+    """Draw one degradation for the images of a prompt and apply it to each with its own noise ([`degraded_view`])."""
     if not images:
         raise ValueError("There is no image to degrade.")
     hashes = [pixel_hash(image) for image in images]
