@@ -53,14 +53,15 @@ from q_hawkeye_trl.errors import TrainingError, TrainingInterrupted
 from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
 from q_hawkeye_trl.evaluation.validation import BEST_METRIC, Validation
 from q_hawkeye_trl.files import write_json
-from q_hawkeye_trl.model_card import CARD_FILE, data_part, recipe_of, write_model_card
 from q_hawkeye_trl.process_exit import end_processes
 from q_hawkeye_trl.recipe import load_recipe, split_recipe
-from q_hawkeye_trl.reporting import before_after_table, plot_curves
+from q_hawkeye_trl.report.model_card import CARD_FILE, data_part, recipe_of, write_model_card
+from q_hawkeye_trl.report.plots import plot_curves
 from q_hawkeye_trl.rewards import get_reward
 from q_hawkeye_trl.run_facts.log import RunFactsCallback
 from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder, was_started
 from q_hawkeye_trl.text import QUALITY_SCALE
+from q_hawkeye_trl.wording import before_after_table
 
 DEMO_RECIPE = Path(__file__).parents[1] / "recipes" / "demo" / "tiny.yaml"
 

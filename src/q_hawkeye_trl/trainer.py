@@ -16,13 +16,13 @@ from .checks import check_compatible, check_dataset
 from .config import HawkeyeGRPOConfig
 from .data.image_columns import DecodeOnce, with_uniform_images
 from .degraded_batch import degraded_pixel_values
+from .evaluation.metrics import ScoreMonitor
 from .evaluation.validation import Validation
 from .guards import FiniteGradientMixin, check_finite, check_images_alike, find_not_finite, guarded_rewards
 from .objective.perception import perception_kl, sampled_entropy
 from .objective.reduction import token_weights
 from .objective.schedule import perception_gamma_at
 from .objective.uncertainty import rollout_uncertainty, score_statistics, uncertainty_weights
-from .score_monitor import ScoreMonitor
 from .shared_prefix.shared_prompt import SharedPromptMixin
 from .text import completion_text, parse_score
 from .trl_compat import VISION_KEYS, check_method_hooks, group_size, mode

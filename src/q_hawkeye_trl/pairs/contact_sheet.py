@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.degradations import degrade
+from ..data.degradations import DEGRADATIONS, RELEASE_PRESETS, degrade
 from ..data.images import load_image
-from ..data.strengths import DEGRADATIONS, RELEASE_PRESETS
 
 _GAP = 4
 _LABEL = 18

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 from PIL import Image
 
-from ..data.strengths import parts_of
+from ..data.degradations import parts_of
 from .decisions import PairKey, append_decision, read_decisions
 from .manifest import read_manifest
 from .source import leads_out, open_source, read_picture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import features
 
-from ..data.strengths import RELEASE_PRESETS, degradation_kinds, expand_degradations
+from ..data.degradations import RELEASE_PRESETS, degradation_kinds, expand_degradations
 from .judge import JUDGE_PROMPT, JudgeSettings
 
 MILD_SSIM = 0.97
@@ -24,7 +24,7 @@ class PairSettings:
 
     Args:
         degradations (`Sequence[str]`, *optional*, defaults to the release's four):
-            Degradations of which each image gets one, as [`~data.strengths.expand_degradations`] reads them.
+            Degradations of which each image gets one, as [`~data.degradations.expand_degradations`] reads them.
         second (`Sequence[str]`, *optional*, defaults to the release's four at its second strength):
             Single degradations of which a pair that came out too mild gets one more, of another kind. Empty: such
             pairs are only marked.

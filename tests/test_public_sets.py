@@ -2,8 +2,7 @@
 
 import pytest
 
-from q_hawkeye_trl.evaluation.presets import PRESETS, WHOLE, departures, get_preset
-from q_hawkeye_trl.evaluation.published import SETS, published_rows
+from q_hawkeye_trl.evaluation.public_sets import PRESETS, SETS, WHOLE, departures, get_preset, published_rows
 
 
 def test_protocols_differ_where_the_papers_do():

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from .files import write_atomically
-from .report.markdown import escape
-from .reporting import FIGURES
+from ..io.atomic import write_text
+from ..wording import FIGURES, before_after_rows, escape, markdown_table, number
 
 CARD_FILE = "README.md"
 TAGS = ("generated_from_trainer", "image-quality-assessment")
 
-# Places of one machine, what is nobody's business, and what TRL and transformers derive from other settings.
+# Paths of one machine, private names, and what TRL and transformers derive from other settings.
 _LEFT_OUT = {
     "do_eval",
     "disable_tqdm",
@@ -36,19 +36,7 @@ _LEFT_OUT = {
 
 
 class DataPart(NamedTuple):
-    """
-    Images of one use.
-
-    Args:
-        use (`str`):
-            `training`, `validation` or `evaluation`.
-        split (`str`):
-            Name of the split.
-        images (`int`):
-            How many.
-        mean (`float`), deviation (`float`):
-            Mean and standard deviation of their MOS.
-    """
+    """Images of one use (`training`, `validation` or `evaluation`): split, number, mean and deviation of the MOS."""
 
     use: str
     split: str
@@ -58,14 +46,14 @@ class DataPart(NamedTuple):
 
 
 def data_part(use: str, split: str, mos: Sequence[float]) -> DataPart:
-    """Describes the images of one use by their MOS, a filled sequence of length N."""
+    """Describe the images of one use by their MOS, a non-empty sequence of length N."""
     mean = math.fsum(mos) / len(mos)
     return DataPart(use, split, len(mos), mean, math.sqrt(math.fsum((value - mean) ** 2 for value in mos) / len(mos)))
 
 
 def recipe_of(args: Any, **further: Any) -> dict[str, Any]:
     """
-    Lists the settings of a run that differ from their defaults, without folders, names of runs and tokens.
+    List the settings of a run that differ from their defaults, without folders, names of runs and tokens.
 
     Args:
         args ([`HawkeyeGRPOConfig`], [`~trl.ModelConfig`] or another dataclass):
@@ -108,7 +96,7 @@ def write_model_card(
     versions: Mapping[str, str],
 ) -> Path:
     """
-    Writes the card, atomically, in place of the one that TRL writes with each checkpoint.
+    Write the card, atomically, in place of the one that TRL writes with each checkpoint.
 
     Args:
         folder (`str` or `Path`):
@@ -117,31 +105,30 @@ def write_model_card(
             Name of the model.
         method (`Mapping[str, str]`):
             `name`, `title`, `id` (arXiv) and `citation` (BibTeX) of the method.
-        start (`str`):
-            What was trained, in words.
-        base_model (`str`, *optional*):
-            Its name on the Hub; `None` for a local folder.
+        start (`str`), base_model (`str`, *optional*):
+            The model that was trained, in words, and its name on the Hub unless it is a local folder.
         tags (`Sequence[str]`):
             Tags of the trainer.
         data (`Mapping`):
-            `source`, `score_min`, `score_max`, `mos_scale` or `None`, and `parts`, a list of [`DataPart`], the last
-            that of the evaluation.
+            `source`, `score_min`, `score_max`, `mos_scale` or `None`, and `parts`, a list of [`DataPart`], the
+            evaluation's last.
         recipe (`Mapping`):
             As [`recipe_of`] returns it.
         before, after (`Mapping` or `None`):
-            Held-out figures with the keys of [`~reporting.FIGURES`].
+            Held-out figures with the keys of [`~wording.FIGURES`].
         validation (`Sequence[Mapping]`):
             Lines of `metrics.jsonl` with `eval_` figures.
         best (`Mapping`, *optional*):
-            `step`, `name` and `value` of the best checkpoint, where it was loaded.
+            `step`, `name` and `value` of the best checkpoint, if it was loaded.
         steps (`int`), seed (`int`), seconds (`float`), resumed (`bool`):
-            Length of the training; whether `seconds` counts only from a resume on.
+            Length of the training; whether `seconds` starts at the last resume.
         versions (`Mapping[str, str]`):
             Versions of the packages.
 
     Returns:
         `Path`: The card.
     """
+    # `ModelCard.from_template` has neither strict names nor filters, and would not escape names from outside
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # Markdown: names go through `md`
@@ -150,20 +137,24 @@ def write_model_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": escape, "figure": _figure}
-    evaluation = data["parts"][-1]
+    environment.filters |= {"md": escape, "number": number}
     text = environment.get_template("model_card.md.jinja").render(
-        front_matter=_front_matter(name, base_model, [*TAGS, *tags], data, after),
+        metadata=_metadata(name, base_model, [*TAGS, *tags], data, after),
         name=name,
         method=method,
         start=start,
-        figures=FIGURES,
-        held_out=evaluation,
+        held_out=data["parts"][-1],
         data=data,
         recipe=yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True),
-        before=before,
-        after=after,
-        validation=validation,
+        before_after=markdown_table(
+            ["figure", "before", "after"], [row[:3] for row in before_after_rows(before, after)]
+        ),
+        validation=markdown_table(
+            ["step", *FIGURES.values()],
+            [[str(line["step"]), *(number(line.get(f"eval_{key}")) for key in FIGURES)] for line in validation],
+        )
+        if validation
+        else None,
         best=best,
         steps=steps,
         seed=seed,
@@ -173,34 +164,33 @@ def write_model_card(
         machine=f"{platform.system()} {platform.machine()}",
     )
     path = Path(folder) / CARD_FILE
-    write_atomically(path, text)
+    write_text(path, text)
     return path
 
 
-def _front_matter(
+def _metadata(
     name: str, base_model: str | None, tags: Sequence[str], data: Mapping[str, Any], after: Mapping[str, float | None]
 ) -> str:
-    metrics = [
-        {"type": key.split("_")[0], "name": FIGURES[key], "value": round(value, 4)}
+    results = [
+        EvalResult(
+            task_type="image-text-to-text",
+            task_name="Image quality assessment",
+            dataset_type="image-quality",
+            dataset_name=data["source"],
+            dataset_split=data["parts"][-1].split,
+            metric_type=key.split("_")[0],
+            metric_name=FIGURES[key],
+            metric_value=round(value, 4),
+        )
         for key, value in after.items()
         if key.startswith(("srcc", "plcc")) and value is not None and math.isfinite(value)
     ]
-    result = {
-        "task": {"type": "image-text-to-text", "name": "Image quality assessment"},
-        "dataset": {"name": data["source"], "type": "image-quality", "split": data["parts"][-1].split},
-        "metrics": metrics,
-    }
-    content: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "image-text-to-text",
-        "tags": list(dict.fromkeys(tags)),
-    }
-    if base_model:
-        content["base_model"] = base_model
-    if metrics:  # the Hub refuses a result without one
-        content["model-index"] = [{"name": name, "results": [result]}]
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def _figure(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    card = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=list(dict.fromkeys(tags)),
+        base_model=base_model,
+        model_name=name,
+        eval_results=results or None,  # the Hub refuses a result without a metric
+    )
+    return card.to_yaml()

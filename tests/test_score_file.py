@@ -6,8 +6,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from q_hawkeye_trl.scoring.score_file import write_table
 from q_hawkeye_trl.scoring.scored import ScoredImage, score_answers
-from q_hawkeye_trl.scoring.table import write_table
 
 FIELDS = ["image", "score", "spread", "parse_rate", "rollouts", "clamped", "error"]
 SCORED = [
@@ -24,7 +24,7 @@ ROWS = [
 
 def write(tmp_path, name: str, **options):
     path = tmp_path / name
-    write_table(path, iter(SCORED), tmp_path / "partial", **options)
+    write_table(path, iter(SCORED), **options)
     assert [file.name for file in tmp_path.iterdir()] == [name]
     return path
 
@@ -67,7 +67,7 @@ def test_reasoning_if_wanted(tmp_path, suffix):
 
 def test_more_rows_than_a_chunk_of_parquet(tmp_path):
     many = [score_answers(f"{number}.png", ["<answer>3</answer>"]) for number in range(2500)]
-    write_table(tmp_path / "a.parquet", many, tmp_path / "partial")
+    write_table(tmp_path / "a.parquet", many)
     assert pq.read_table(tmp_path / "a.parquet")["image"].to_pylist() == [each.image for each in many]
 
 
@@ -86,13 +86,13 @@ def test_a_failure_leaves_the_old_file(tmp_path, suffix):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        write_table(path, failing(), tmp_path / "partial")
+        write_table(path, failing())
     assert path.read_text() == "old"
 
 
 @pytest.mark.parametrize("name", ["s.jsonl", "s.csv", "s.parquet"])
 def test_half_of_a_surrogate_pair_is_written_as_its_number(tmp_path, name):
-    write_table(tmp_path / name, [ScoredImage("a.png", error="cut \ud800 off")], tmp_path / "partial")
+    write_table(tmp_path / name, [ScoredImage("a.png", error="cut \ud800 off")])
     if name.endswith("parquet"):
         assert pq.read_table(tmp_path / name)["error"].to_pylist() == ["cut \\ud800 off"]
     else:
