@@ -42,7 +42,7 @@ from q_hawkeye_trl.callbacks import (
     MetricsFileCallback,
     read_metrics,
 )
-from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, last_whole_checkpoint, resume_hint
+from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, last_complete_checkpoint, resume_hint
 from q_hawkeye_trl.checkpointing.staging import explained_write_errors
 from q_hawkeye_trl.checkpointing.stop_on_signal import StopOnSignalCallback
 from q_hawkeye_trl.data.folder import check_rows, load_folder
@@ -248,9 +248,9 @@ def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
         try:
             if resume in ("true", "auto"):
                 started = resume == "true" or was_started(output_dir)
-                choice[0] = str(last_whole_checkpoint(output_dir)) if started else None
+                choice[0] = str(last_complete_checkpoint(output_dir)) if started else None
             elif problem := checkpoint_problem(resume):
-                choice[1] = f"{resume} is not a whole checkpoint ({problem}); name another one."
+                choice[1] = f"{resume} is not a complete checkpoint ({problem}); name another one."
             else:
                 choice[0] = resume
         except (FileNotFoundError, FileExistsError) as error:

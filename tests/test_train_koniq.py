@@ -60,7 +60,7 @@ def test_default_recipe_trains_and_leaves_its_files(koniq_folder, tmp_path, monk
     assert AutoProcessor.from_pretrained(out).tokenizer.eos_token_id == model.generation_config.eos_token_id
 
 
-def test_resume_takes_the_last_whole_checkpoint_and_ends_like_an_unbroken_run(koniq_folder, tmp_path, monkeypatch):
+def test_resume_takes_the_last_complete_checkpoint_and_ends_like_an_unbroken_run(koniq_folder, tmp_path, monkeypatch):
     options = ["--data_dir", koniq_folder, *TINY, "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "3"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_script(monkeypatch, "--output_dir", whole, *options)
@@ -216,7 +216,7 @@ ERRORS = {
     "unknown reward parameter": (["--reward_parameters", '{"accuracy": {"sigma": 1}}'], "sigma.*tau"),
     "missing folder": (["--data_dir", "nowhere/koniq10k"], "nowhere/koniq10k"),
     "two sources": (["--dataset", "here"], "data_dir and dataset are both given"),
-    "no checkpoint": (["--resume_from_checkpoint", "true"], "no whole checkpoint"),
+    "no checkpoint": (["--resume_from_checkpoint", "true"], "no complete checkpoint"),
     "another scale than the prompt's": (["--score_max", "100"], "score_max 100 are not the scale"),
     "unknown scale": (["--mos_scale", "percent"], "percent.*deqa"),
 }
