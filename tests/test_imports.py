@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_facts": {"files"},
     "demo": {"data", "evaluation", "text"},
     "scoring": {"data", "files", "text"},
-    "pairs": {"data"},
+    "pairs": {"data", "io"},
     "evaluation": {"data", "text"},
     "data": {"text"},
     "objective": set(),
