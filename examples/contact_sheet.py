@@ -12,9 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from q_hawkeye_trl.data.degradations import degrade
+from q_hawkeye_trl.data.degradations import DEGRADATIONS, RELEASE_PRESETS, degrade
 from q_hawkeye_trl.data.images import load_image
-from q_hawkeye_trl.data.strengths import DEGRADATIONS, RELEASE_PRESETS
 from q_hawkeye_trl.demo.contents import draw_content
 
 GAP, LABEL = 4, 18

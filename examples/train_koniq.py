@@ -42,25 +42,26 @@ from q_hawkeye_trl.callbacks import (
     MetricsFileCallback,
     read_metrics,
 )
-from q_hawkeye_trl.checkpoints import checkpoint_problem, last_whole_checkpoint
+from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, last_whole_checkpoint, resume_hint
+from q_hawkeye_trl.checkpointing.staging import explained_write_errors
+from q_hawkeye_trl.checkpointing.stop_on_signal import StopOnSignalCallback
 from q_hawkeye_trl.data.folder import check_rows, load_folder
 from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
-from q_hawkeye_trl.errors import TrainingError, TrainingInterrupted, how_to_go_on
+from q_hawkeye_trl.errors import TrainingError, TrainingInterrupted
 from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
 from q_hawkeye_trl.evaluation.validation import BEST_METRIC, Validation
 from q_hawkeye_trl.files import write_json
-from q_hawkeye_trl.model_card import CARD_FILE, data_part, recipe_of, write_model_card
-from q_hawkeye_trl.processes import end_processes
+from q_hawkeye_trl.process_exit import end_processes
 from q_hawkeye_trl.recipe import load_recipe, split_recipe
-from q_hawkeye_trl.reporting import before_after_table, plot_curves
+from q_hawkeye_trl.report.model_card import CARD_FILE, data_part, recipe_of, write_model_card
+from q_hawkeye_trl.report.plots import plot_curves
 from q_hawkeye_trl.rewards import get_reward
 from q_hawkeye_trl.run_facts.log import RunFactsCallback
 from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder, was_started
-from q_hawkeye_trl.staging import explained_write_errors
-from q_hawkeye_trl.stopping import StopOnSignalCallback
 from q_hawkeye_trl.text import QUALITY_SCALE
+from q_hawkeye_trl.wording import before_after_table
 
 DEMO_RECIPE = Path(__file__).parents[1] / "recipes" / "demo" / "tiny.yaml"
 
@@ -270,7 +271,7 @@ def clean_end(trainer: HawkeyeGRPOTrainer) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         if trainer.accelerator.is_main_process:
-            print(f"\nStopped after step {trainer.state.global_step}. {how_to_go_on(trainer.args.output_dir)}")
+            print(f"\nStopped after step {trainer.state.global_step}. {resume_hint(trainer.args.output_dir)}")
         sys.exit(128 + signal.SIGINT)
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from q_hawkeye_trl.data.degradations import degrade
-from q_hawkeye_trl.data.strengths import DEGRADATIONS
+from q_hawkeye_trl.data.degradations import DEGRADATIONS, degrade
 from q_hawkeye_trl.demo.contents import draw_content
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ import pytest
 from datasets import DatasetDict, load_from_disk
 
 from pair_sets import dataset, picture, save
-from q_hawkeye_trl.data.strengths import DEGRADATIONS, SEVERITIES, SPATIAL_SEVERITIES
+from q_hawkeye_trl.data.degradations import DEGRADATIONS, SEVERITIES, SPATIAL_SEVERITIES
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.pairs.decisions import append_decision
 from q_hawkeye_trl.pairs.pair_manifest import SCHEMA, VERDICTS, PairKey, read_manifest

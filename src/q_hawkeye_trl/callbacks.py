@@ -6,8 +6,8 @@ from pathlib import Path
 
 from transformers import ProgressCallback, TrainerCallback
 
+from .checkpointing.staging import explained_write_errors
 from .files import without_nan, write_atomically, write_json
-from .staging import explained_write_errors
 
 METRICS_FILE = "metrics.jsonl"
 SHOWN = {

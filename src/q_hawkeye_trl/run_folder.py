@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from .checkpoints import list_checkpoints
+from .checkpointing.checkpoint_files import list_checkpoints
 
 RESULTS = ("summary.json", "*.safetensors", "*.bin", "config.json")
 """What a run leaves when it ends."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, *, busy: str) -> Iterator[None]:
-    """Hold an exclusive lock on a folder, or a file created if missing; raise `BlockingIOError(busy)` if it is taken."""
+    """Lock a folder, or a file created if missing, exclusively; raise `BlockingIOError(busy)` if it is taken."""
     flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, flags, 0o666)
     try:

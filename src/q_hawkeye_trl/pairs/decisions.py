@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 from PIL import Image
 
-from ..data.strengths import parts_of
+from ..data.degradations import parts_of
 from ..io.journal import append_line, read_lines
 from .pair_manifest import PairKey, read_manifest
 from .source import leads_out, open_source, read_picture

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import features
 
-from ..data.strengths import RELEASE_PRESETS, degradation_kinds, expand_degradations
+from ..data.degradations import RELEASE_PRESETS, degradation_kinds, expand_degradations
 from .judge import JUDGE_PROMPT, JudgeSettings
 
 REJECTED = ("drop", "strengthen")
@@ -24,7 +24,7 @@ class PairSettings:
     Args:
         degradations (`Sequence[str]`, *optional*, defaults to the release's four):
             Degradations to draw from, one for each image, in the notation of
-            [`~data.strengths.expand_degradations`].
+            [`~data.degradations.expand_degradations`].
         second (`Sequence[str]`, *optional*, defaults to the release's four at `@strong`):
             Single degradations to draw from when a pair is too mild: it gets one of another kind on top. If empty,
             such pairs are only marked.
