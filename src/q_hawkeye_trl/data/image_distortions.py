@@ -1,4 +1,4 @@
-"""The distortions: pure functions on one image array, with strengths in plain units. KADID-10k's kinds, mostly."""
+"""Distortions: pure functions on one image array, with strengths in plain units. Most kinds are KADID-10k's."""
 
 import io
 import math
@@ -11,40 +11,24 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 def gaussian_noise(array: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray:
     """
-    Adds independent Gaussian noise to every channel of every pixel, then rounds and clips.
+    Add independent Gaussian noise of standard deviation `std` (in units of 0 to 255) to every channel of every pixel.
 
-    Args:
-        array (`np.ndarray`):
-            Image of shape `(H, W, 3)`, dtype `uint8`. The same holds for every function here, and for its result.
-        std (`float`):
-            Standard deviation in units of 0 to 255, at least 0.
-        rng (`np.random.Generator`):
-            Source of the noise. The same state at two values of `std` draws the same field, scaled.
-
-    Returns:
-        `np.ndarray` of the same shape and dtype.
-
-    Raises:
-        `ValueError`: The array is no `uint8` RGB image, or a strength lies outside its range; also in every function
-        below.
+    The same state of `rng` at two values of `std` draws the same field, scaled. Every function here takes a uint8
+    image of shape (H, W, 3), returns one of the same shape, and raises `ValueError` on another array or on a strength
+    outside its range.
     """
     _check(array, "std", std, 0)
     return _to_uint8(array + std * rng.standard_normal(array.shape, dtype=np.float32))
 
 
 def gaussian_blur(array: np.ndarray, radius: float) -> np.ndarray:
-    """
-    Blurs with Pillow's `GaussianBlur`, of which `radius` (pixels, at least 0) is the standard deviation.
-    """
+    """Blur with Pillow's `GaussianBlur`, whose `radius` (pixels, at least 0) is the standard deviation."""
     _check(array, "radius", radius, 0)
     return np.array(Image.fromarray(array).filter(ImageFilter.GaussianBlur(radius)))
 
 
 def defocus_blur(array: np.ndarray, radius: float) -> np.ndarray:
-    """
-    Averages over a disc with a soft rim, as a lens out of focus does. `radius` is in pixels, at least 0; 0.5 is the
-    pixel itself and changes nothing.
-    """
+    """Average over a disc with a soft rim, as a lens out of focus does; `radius` is in pixels, 0.5 changes nothing."""
     _check(array, "radius", radius, 0)
     half = math.ceil(radius)
     offsets = np.arange(-half, half + 1)
@@ -54,18 +38,9 @@ def defocus_blur(array: np.ndarray, radius: float) -> np.ndarray:
 
 def motion_blur(array: np.ndarray, length: float, angle: float) -> np.ndarray:
     """
-    Averages along a straight line, as a camera that moves does.
+    Average along a straight line, as a moving camera does.
 
-    Args:
-        array (`np.ndarray`):
-            Image of shape `(H, W, 3)`, dtype `uint8`.
-        length (`float`):
-            Length of the line in pixels, at least 1, which changes nothing.
-        angle (`float`):
-            Direction in degrees, counter-clockwise; 0 is horizontal.
-
-    Returns:
-        `np.ndarray` of the same shape and dtype.
+    `length` is in pixels, at least 1, which changes nothing. `angle` is in degrees, counter-clockwise from horizontal.
     """
     _check(array, "length", length, 1)
     _check(array, "angle", angle, -math.inf)
@@ -73,20 +48,7 @@ def motion_blur(array: np.ndarray, length: float, angle: float) -> np.ndarray:
 
 
 def jpeg(array: np.ndarray, quality: float, repeats: int = 1) -> np.ndarray:
-    """
-    Compresses as JPEG and reads back.
-
-    Args:
-        array (`np.ndarray`):
-            Image of shape `(H, W, 3)`, dtype `uint8`.
-        quality (`float`):
-            Pillow's quality in [1, 95], rounded to a whole number.
-        repeats (`int`, *optional*, defaults to `1`):
-            How many times in a row, at least 1.
-
-    Returns:
-        `np.ndarray` of the same shape and dtype.
-    """
+    """Compress as JPEG `repeats` times, at Pillow's `quality` in [1, 95], rounded to a whole number."""
     _check(array, "quality", quality, 1, 95)
     if not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"`repeats` must be a whole number of at least 1, got {repeats!r}.")
@@ -97,59 +59,47 @@ def jpeg(array: np.ndarray, quality: float, repeats: int = 1) -> np.ndarray:
 
 def jpeg2000(array: np.ndarray, ratio: float) -> np.ndarray:
     """
-    Compresses as JPEG 2000 (irreversible wavelets) to one `ratio`-th (at least 1) of the raw size, headers not
-    counted, and reads back. What fits into that size anyway, like a flat image, loses next to nothing.
+    Compress as JPEG 2000 (irreversible wavelets) to one `ratio`-th (at least 1) of the raw size without headers.
 
-    Raises:
-        `RuntimeError`: This Pillow was built without OpenJPEG.
+    An image that fits into that size anyway, like a flat one, loses next to nothing. Raises `RuntimeError` if this
+    Pillow was built without OpenJPEG.
     """
     _check(array, "ratio", ratio, 1)
     if not features.check("jpg_2000"):
         raise RuntimeError("This Pillow cannot write JPEG 2000: install one built with OpenJPEG, or drop `jpeg2000`.")
-    # OpenJPEG counts the headers, about 270 bytes: without this nothing would be left for the pixels of a small image.
+    # OpenJPEG counts the headers, about 270 bytes, which would leave nothing for the pixels of a small image.
     rate = array.size / (array.size / ratio + 270)
     return _coded(array, format="JPEG2000", quality_mode="rates", quality_layers=[rate], irreversible=True)
 
 
 def darken(array: np.ndarray, factor: float) -> np.ndarray:
-    """
-    Multiplies by `factor` in [0, 1].
-    """
+    """Multiply by `factor` in [0, 1]."""
     _check(array, "factor", factor, 0, 1)
     return _to_uint8(array * np.float32(factor))
 
 
 def brighten(array: np.ndarray, factor: float) -> np.ndarray:
-    """
-    Multiplies by `factor`, at least 1, and clips at white.
-    """
+    """Multiply by `factor`, at least 1, and clip at white."""
     _check(array, "factor", factor, 1)
     return _to_uint8(array * np.float32(factor))
 
 
 def contrast(array: np.ndarray, factor: float) -> np.ndarray:
-    """
-    Scales the distance of every value from the image's mean luma by `factor`, at least 0: below 1 flattens.
-    """
+    """Scale the distance of every value from the image's mean luma by `factor`, at least 0: below 1 flattens."""
     _check(array, "factor", factor, 0)
     grey = np.float32((array @ _LUMA).mean())
     return _to_uint8(grey + (array - grey) * np.float32(factor))
 
 
 def saturation(array: np.ndarray, factor: float) -> np.ndarray:
-    """
-    Scales the distance of every pixel from its own luma by `factor`, at least 0: 0 leaves grey.
-    """
+    """Scale the distance of every pixel from its own luma by `factor`, at least 0, which gives grey."""
     _check(array, "factor", factor, 0)
     grey = (array @ _LUMA)[..., None]
     return _to_uint8(grey + (array - grey) * np.float32(factor))
 
 
 def pixelate(array: np.ndarray, block: float) -> np.ndarray:
-    """
-    Replaces blocks of `block` pixels a side (at least 1; a fraction mixes blocks of both neighbouring sizes) by their
-    mean.
-    """
+    """Replace blocks of `block` pixels a side (at least 1; a fraction mixes the neighbouring sizes) by their mean."""
     _check(array, "block", block, 1)
     rows, columns = (_cell_sizes(size, block) for size in array.shape[:2])
     sums = np.add.reduceat(array.astype(np.float32), np.cumsum(rows) - rows, axis=0)
@@ -159,9 +109,7 @@ def pixelate(array: np.ndarray, block: float) -> np.ndarray:
 
 
 def banding(array: np.ndarray, levels: float) -> np.ndarray:
-    """
-    Rounds every channel to `levels` (in [2, 256]) evenly spaced values.
-    """
+    """Round every channel to `levels` (in [2, 256]) evenly spaced values."""
     _check(array, "levels", levels, 2, 256)
     step = np.float32(255 / (levels - 1))
     return _to_uint8(np.rint(array / step) * step)
@@ -206,11 +154,11 @@ def _line(length: float, angle: float) -> np.ndarray:
     np.add.at(kernel, (row, column + 1), (1 - below) * right)
     np.add.at(kernel, (row + 1, column), below * (1 - right))
     np.add.at(kernel, (row + 1, column + 1), below * right)
-    return kernel[:-1, :-1]  # no sample reaches the last row or column: it only received zeros
+    return kernel[:-1, :-1]  # no sample reaches the last row and column
 
 
 def _convolve(array: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    from scipy.signal import oaconvolve  # half a second that other distortions and the command line need not wait
+    from scipy.signal import oaconvolve  # takes half a second to import
 
     # FFT blocks: a direct convolution with a kernel of 75 x 75 takes seconds for one photograph. Odd kernels only.
     rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
