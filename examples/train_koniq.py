@@ -48,8 +48,7 @@ from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
 from q_hawkeye_trl.errors import TrainingError, TrainingInterrupted, how_to_go_on
-from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
-from q_hawkeye_trl.evaluation.validation import BEST_METRIC, Validation
+from q_hawkeye_trl.evaluation.validation import BEST_METRIC, Validation, evaluate_sharded
 from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.model_card import CARD_FILE, data_part, recipe_of, write_model_card
 from q_hawkeye_trl.processes import end_processes

@@ -1,14 +1,16 @@
-"""The one prompt and the one parser: rewards, uncertainty, training and inference all read scores here."""
+"""The default prompt, the default parser, and the text and images of conversations."""
 
 import math
 import re
+from collections.abc import Sequence
+from typing import Any
 
 QUALITY_PROMPT = (
     "What is your overall rating on the quality of this picture? The rating should be a float between 1 and 5, "
     "rounded to two decimal places, with 1 representing very poor quality and 5 representing excellent quality. "
     "Reason first, then answer, in this form: <think>your reasoning</think><answer>your rating</answer>"
 )
-"""Question put to the policy for one image, in training and in inference alike."""
+"""The default question for one image, in training and inference."""
 
 QUALITY_SCALE = (1.0, 5.0)
 """Scale that the question names."""
@@ -25,8 +27,9 @@ _FORMATTED = re.compile(
 
 def quality_messages(prompt: str = QUALITY_PROMPT) -> list[dict]:
     """
-    Builds the conversation that asks for the quality of one image, in the form that TRL's data format expects: the
-    image itself stands in the dataset's `image` column and TRL puts it in front of the text.
+    Build the conversation that asks for the quality of one image, in TRL's form.
+
+    The image itself is in the dataset's `image` column; TRL puts it in front of the text.
 
     Args:
         prompt (`str`, *optional*, defaults to `QUALITY_PROMPT`):
@@ -38,17 +41,43 @@ def quality_messages(prompt: str = QUALITY_PROMPT) -> list[dict]:
     return [{"role": "user", "content": prompt}]
 
 
+def fill_images(messages: list[dict], images: Sequence[Any]) -> list[dict]:
+    """
+    Put images into a conversation where TRL's `prepare_multimodal_messages` puts them.
+
+    They fill the empty image blocks in order. If the first user message is plain text, they go in front of it.
+    """
+    filled, placed = [], False
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+            if message["role"] == "user" and not placed:
+                placed, content = True, [{"type": "image"} for _ in images] + content
+        filled.append({**message, "content": content})
+    empty = [block for message in filled for block in message["content"] or [] if _is_empty(block)]
+    if len(empty) != len(images):
+        raise ValueError(f"The prompt has {len(empty)} places for images, and there are {len(images)} images.")
+    left = iter(images)
+    for message in filled:
+        if message["content"]:
+            blocks = message["content"]
+            message["content"] = [{**block, "image": next(left)} if _is_empty(block) else block for block in blocks]
+    return filled
+
+
+def conversation_images(messages: list[dict]) -> list[Any]:
+    """The images of a conversation whose blocks are filled, in order."""
+    blocks = (block for message in messages for block in message.get("content") or [])
+    return [block["image"] for block in blocks if block["type"] == "image"]
+
+
+def _is_empty(block: dict) -> bool:
+    return block["type"] == "image" and block.get("image") is None
+
+
 def completion_text(completion: str | list[dict]) -> str:
-    """
-    Returns the text of one completion as TRL hands it to reward functions.
-
-    Args:
-        completion (`str` or `list[dict]`):
-            Plain text, or a conversation (list of messages) of which the text of every assistant message counts.
-
-    Returns:
-        `str`: The text that the policy wrote.
-    """
+    """The text of a completion as TRL hands it to rewards: a string, or messages whose assistant text counts."""
     if isinstance(completion, str):
         return completion
     texts = []
@@ -64,33 +93,24 @@ def completion_text(completion: str | list[dict]) -> str:
 
 
 def answer_text(text: str) -> str | None:
-    """
-    Returns what stands inside the last closed `<answer>` element, or `None` where there is none.
-
-    Args:
-        text (`str`):
-            Text of a completion.
-
-    Returns:
-        `str` or `None`
-    """
+    """The content of the last closed `<answer>` element, or `None`."""
     answers = _ANSWER.findall(text)
     return answers[-1] if answers else None
 
 
 def parse_score(text: str) -> float | None:
     """
-    Reads the quality score that a completion states: the plain decimal number (`3.75`, `4`, `4.`, `.5`, `-1.2`; ASCII
-    digits, white space around it allowed) of its one closed `<answer>` element.
+    Read the score of a completion: the plain decimal number of its one closed `<answer>` element.
+
+    Numbers are `3.75`, `4`, `4.`, `.5` or `-1.2`, in ASCII digits, with optional white space around them.
 
     Args:
         text (`str`):
             Text of a completion.
 
     Returns:
-        `float` or `None`: The score, which may lie outside [1, 5]: its range is the caller's matter. `None` when there
-        is no answer, an open one, other text beside the number, an exponent, anything not finite, or when several
-        answers differ.
+        `float` or `None`: The score, on any scale. `None` if there is no answer, an open one, other text beside the
+        number, an exponent, a number that is not finite, or several answers that differ.
     """
     opened = text.count("<answer>")
     if opened != text.count("</answer>"):
@@ -111,14 +131,5 @@ def parse_score(text: str) -> float | None:
 
 
 def has_answer_format(text: str) -> bool:
-    """
-    Tells whether a completion is one `<think>…</think>` followed by one `<answer>number</answer>` and nothing else.
-
-    Args:
-        text (`str`):
-            Text of a completion.
-
-    Returns:
-        `bool`
-    """
+    """Whether a completion is one `<think>…</think>` followed by one `<answer>number</answer>` and nothing else."""
     return _FORMATTED.fullmatch(text) is not None
