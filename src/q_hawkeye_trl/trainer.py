@@ -6,13 +6,14 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import datasets
 import torch
 from trl.models.utils import disable_gradient_checkpointing
 
 from .checks import check_compatible, check_dataset
 from .config import HawkeyeGRPOConfig
-from .data.decode_once import DecodeOnce
 from .data.epoch_sampler import EpochSampler
+from .data.image_columns import DecodeOnce, with_uniform_images
 from .degraded_batch import degraded_pixel_values
 from .evaluation.validation import Validation
 from .guards import check_finite, check_gradient_norm, find_not_finite, guarded_rewards
@@ -111,6 +112,9 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
             )
         check_dataset(train_dataset, args)
         check_dataset(eval_dataset, args)
+        if isinstance(train_dataset, datasets.Dataset | datasets.IterableDataset):  # TRL refuses others by their type
+            train_dataset = with_uniform_images(train_dataset)
+        eval_dataset = with_uniform_images(eval_dataset)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, *positional, **kwargs)
         check_compatible(self)
         self._set_up_sharing()
@@ -131,6 +135,9 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
 
     def _get_train_sampler(self, dataset=None):
         return EpochSampler(super()._get_train_sampler(dataset), lambda: self.state.epoch)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        return super().get_eval_dataloader(with_uniform_images(eval_dataset))  # one passed to `evaluate`
 
     # Uncertainty-aware reweighting
 

@@ -7,7 +7,7 @@ import datasets
 import torch
 from trl import GRPOTrainer
 
-from ..data.decode_once import DecodeOnce
+from ..data.image_columns import DecodeOnce
 from ..generation.prefill import shared_prefill
 from ..seam import IMAGE_KEYS, TOKEN_TYPE_KEYS
 from .attention import install_attention
