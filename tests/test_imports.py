@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
         "files",
         "io",
         "pairs",
+        "question",
         "report",
         "run_facts",
         "scoring",

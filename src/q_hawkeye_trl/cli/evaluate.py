@@ -57,9 +57,9 @@ def evaluate(
         str | None, typer.Option(help="JSONL of scores and labels to write with --data; --scores reads it again.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of --data. By default the preset's, else test.")] = None,
-    score_range: Annotated[Range | None, typer.Option(metavar="WORST BEST", help="Scale of the scores in --scores.")] = (
-        None
-    ),
+    score_range: Annotated[
+        Range | None, typer.Option(metavar="WORST BEST", help="Scale of the scores in --scores.")
+    ] = (None),
     mos_range: Annotated[
         Range | None,
         typer.Option(metavar="WORST BEST", help="Scale of the MOS, if not 1 5; 1 0 where lower is better."),

@@ -144,9 +144,7 @@ class PolicyAnswers:
                 answers.append(self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True))
         return answers
 
-    def _settled(
-        self, decoded: Decoded, row: int, conversation: Conversation, seeds: np.ndarray | None
-    ) -> list[int]:
+    def _settled(self, decoded: Decoded, row: int, conversation: Conversation, seeds: np.ndarray | None) -> list[int]:
         tokens, margin = decoded.tokens[row], decoded.margins[row]
         if margin < self.tolerance and not self.in_step:
             self.decoded_again += 1

@@ -185,9 +185,9 @@ def _checked_device(name: str | torch.device) -> torch.device:
 
 
 def _question_file(model: str | os.PathLike) -> Path | None:
-    options = dict.fromkeys(("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False)
+    quietly = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors")}
     for name in dict.fromkeys((os.fspath(model), adapter_base(model)[0])):
-        path = cached_file(name, TASK_FILE, **options)
+        path = cached_file(name, TASK_FILE, **quietly)
         if path is not None:
             return Path(path)
     return None

@@ -116,7 +116,7 @@ class ScoringJob:
 
 
 def model_stamp(model: str | os.PathLike) -> str:
-    """16 hexadecimal digits that change with the weights in a model's folder or its adapter's base; `""` on the Hub."""
+    """16 hexadecimal digits that change with the weights in a model's and its base's folders; `""` on the Hub."""
     folders = dict.fromkeys((Path(model), Path(adapter_base(model)[0]))) if Path(model).is_dir() else {}
     files = [file for folder in folders for file in sorted(folder.glob("*")) if file.suffix in _WEIGHTS]
     marks = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
@@ -135,7 +135,7 @@ def score_run(
     """
     Score images into a table and a page.
 
-    A killed run resumes from the scores in `OUT.partial`, with any number of processes, and its outputs are those of an
+    A killed run resumes from the scores in `OUT.partial`, with any number of processes. Its outputs are those of an
     uninterrupted run.
 
     Args:

@@ -110,9 +110,7 @@ class HawkeyeScorer:
         asked = {"prompt": prompt, "score_min": score_min, "score_max": score_max, "parser": score_parser}
         if isinstance(model, str | os.PathLike):
             _check_unused("a loaded model", processor=processor)
-            self.question = find_question(
-                model, trust_remote_code=trust_remote_code, max_pixels=max_pixels, **asked
-            )
+            self.question = find_question(model, trust_remote_code=trust_remote_code, max_pixels=max_pixels, **asked)
             loading["max_pixels"] = self.question.max_pixels
         else:
             _check_unused("a model that is to be loaded", **loading, **placing)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..data.images import load_image
+from ..data.images import decode_cell, load_image
 
 if TYPE_CHECKING:
     from datasets import Dataset  # slow to import, and needed for `datasets` folders only
@@ -92,14 +92,15 @@ class RowSource:
         return self.rows[self.number].get("prompt")
 
     def load(self) -> list[Image.Image]:
-        cells = self._cells()
-        if not cells or None in cells:
-            raise ValueError(f"{self.folder}, row {self.number}: an image is missing.")
-        return [self._decoded(cell) for cell in cells]
+        where = f"{self.folder}, row {self.number} ({self.name})"
+        return [decode_cell(cell, where) for cell in self._cells()]
 
     def pixels(self) -> tuple[int, int]:
-        sizes = [_header_size(cell["path"] or "") if cell["bytes"] is None else _header_size(io.BytesIO(cell["bytes"]))
-                 for cell in self._cells() if cell is not None]
+        sizes = [
+            _header_size(cell["path"] or "") if cell["bytes"] is None else _header_size(io.BytesIO(cell["bytes"]))
+            for cell in self._cells()
+            if cell is not None
+        ]
         return sizes[0] if len(sizes) == 1 else (sum(width * height for width, height in sizes), 1)
 
     def stamp(self) -> str:
@@ -115,19 +116,7 @@ class RowSource:
 
     def _cells(self) -> list[dict[str, Any] | None]:
         row = self.rows[self.number]
-        return (row["images"] or []) if "images" in row else [row["image"]]
-
-    def _decoded(self, cell: dict[str, Any]) -> Image.Image:
-        if cell["bytes"] is None:
-            return load_image(cell["path"])
-        try:
-            return load_image(Image.open(io.BytesIO(cell["bytes"])))
-        except (ValueError, OSError, SyntaxError) as error:
-            reason = "cannot identify it" if isinstance(error, UnidentifiedImageError) else error
-            raise ValueError(
-                f"{self.folder}, row {self.number} ({self.name}) has no readable image ({reason}): make it again, or "
-                "drop the row."
-            ) from error
+        return (row["images"] or [None]) if "images" in row else [row["image"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +169,14 @@ def find_images(paths: Sequence[str | os.PathLike], split: str | None = None) ->
 
 
 def row_sources(dataset: "Dataset", folder: str, split: str | None = None) -> list[RowSource]:
-    """The rows of a dataset from a folder as sources; a row with a default `image_id` is named by folder and number."""
+    """The rows of a folder's dataset as sources; without `image_id` a row is named by folder and number."""
     from datasets import Image as ImageFeature
     from datasets import List
 
     columns = [column for column in ("image", "images") if column in dataset.column_names]
     if len(columns) != 1:
         raise ValueError(
-            f"{folder} has no `image` or `images` column, or both; it has {', '.join(dataset.column_names)}: rename the "
+            f"{folder} needs an `image` or an `images` column, and has {', '.join(dataset.column_names)}: rename the "
             "one with the images."
         )
     ids = [str(value) for value in dataset["image_id"]]
