@@ -60,7 +60,7 @@ def _parse(parse: Any, script: Path, arguments: list[str]) -> tuple[tuple[Any, A
     said = io.StringIO()
     try:
         with _command_line([str(script), *arguments]), contextlib.redirect_stderr(said):
-            script_args, args, model_args, *_ = parse()
+            script_args, args, model_args, *_ = parse(arguments)
     except SystemExit:  # argparse has said why
         return None, (said.getvalue().strip().splitlines() or ["the script ended"])[-1]
     except (ValueError, OSError, TypeError) as error:
