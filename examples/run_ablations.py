@@ -31,7 +31,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from q_hawkeye_trl.ablations import Run, ablation_page, plot_ablations, results_csv
-from q_hawkeye_trl.checkpoints import last_whole_checkpoint
+from q_hawkeye_trl.checkpointing.checkpoint_files import last_whole_checkpoint
 from q_hawkeye_trl.files import write_atomically, write_json
 from q_hawkeye_trl.run_facts.settings import hide_secret_options, hide_secrets
 from q_hawkeye_trl.train.arguments import recipe_parser

@@ -14,10 +14,10 @@ from transformers import AutoProcessor
 from trl import get_peft_config, get_quantization_config
 
 from q_hawkeye_trl import HawkeyeGRPOTrainer
+from q_hawkeye_trl.checkpointing.staging import explained_write_errors
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.evaluation.validation import Validation
-from q_hawkeye_trl.processes import end_processes
-from q_hawkeye_trl.staging import explained_write_errors
+from q_hawkeye_trl.process_exit import end_processes
 from q_hawkeye_trl.train.arguments import parse_arguments
 from q_hawkeye_trl.train.callbacks import add_run_callbacks
 from q_hawkeye_trl.train.inputs import build_rewards, load_data

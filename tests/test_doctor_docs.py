@@ -7,12 +7,13 @@ import shlex
 
 import pytest
 
+from doctor_plans import saved_splits as write
+from doctor_plans import three_splits as three
 from harness import build_trainer
-from q_hawkeye_trl.doctor.finding import LEVELS
+from q_hawkeye_trl.doctor import LEVELS
 from q_hawkeye_trl.run_facts.log import FACTS_FILE, read_launches
 from test_cli_score import q_hawkeye
 from test_docs import ROOT, fences, text_of
-from test_doctor_data import three, write
 from tiny_models import tiny_dataset
 
 PAGE = ROOT / "docs" / "doctor.md"

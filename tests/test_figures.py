@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from q_hawkeye_trl.evaluation.figures import CORRELATIONS, ERRORS, breakdown, draw_figures, point_figures, set_figures
-from q_hawkeye_trl.evaluation.tables import ScoreTable
+from q_hawkeye_trl.evaluation.score_tables import ScoreTable
 
 NAN = math.nan
 FAST = {"draws": 60, "seed": 3}

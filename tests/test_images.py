@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from q_hawkeye_trl.data.images import load_image, to_rgb
+from q_hawkeye_trl.data.images import decode_cell, load_image, to_rgb
 
 
 def _noise(height=40, width=60, seed=0):
@@ -40,59 +40,125 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     assert image.getexif().get(0x0112, 1) == 1  # so that nobody turns it again
 
 
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, suffix):
-    values = np.array([[0, 257, 1000, 32768, 65535]], dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
-    image = np.array(load_image(tmp_path / f"a.{suffix}"))
-    assert image.tolist() == [[[v] * 3 for v in (0, 1, 4, 128, 255)]]
+RED, CLEAR, HALF = (200, 0, 100, 255), (200, 0, 100, 0), (200, 0, 100, 51)  # opaque, clear, one fifth
+FADED = (244, 204, 224)  # 0.2 * (200, 0, 100) + 0.8 * 255
+COLOURS = [(200, 0, 100), (255, 255, 255), FADED]
 
 
-def test_32_bit_integers_count_as_16_bits_and_beyond_are_refused():
-    assert np.array(to_rgb(Image.fromarray(np.array([[0, 65535]], dtype=np.int32)))).tolist() == [[[0] * 3, [255] * 3]]
-    for value in (70000, -1):
-        with pytest.raises(ValueError, match="beyond 16 bits"):
-            to_rgb(Image.fromarray(np.array([[value]], dtype=np.int32)))
+def _pixels(mode, values):
+    image = Image.new(mode, (len(values), 1))
+    image.putdata(values)
+    return image
 
 
-@pytest.mark.parametrize("mode", ["F", "LAB"])
-def test_modes_without_a_defined_conversion_are_refused_with_the_file(tmp_path, mode):
+def _palette(values, mode="P"):
+    image = Image.new(mode, (len(values), 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata(values)
+    return image
+
+
+def _deep(dtype="<u2"):
+    return np.array([[0, 257, 1000, 32768, 65535]], dtype=dtype)
+
+
+def _greys(*values):
+    return [(value, value, value) for value in values]
+
+
+DEEP = _greys(0, 1, 4, 128, 255)
+
+# Mode -> an image of it and its RGB pixels, worked out by the mode's definition.
+MODES = {
+    "1": (lambda: _pixels("1", [0, 255]), _greys(0, 255)),
+    "L": (lambda: _pixels("L", [0, 77, 255]), _greys(0, 77, 255)),
+    "P": (lambda: _palette([0, 1]), [(10, 20, 30), (40, 50, 60)]),
+    "PA": (lambda: _palette([(0, 255), (1, 0)], "PA"), [(10, 20, 30), (255, 255, 255)]),
+    "RGB": (lambda: _pixels("RGB", [(1, 2, 3)]), [(1, 2, 3)]),
+    "RGBX": (lambda: _pixels("RGBX", [(1, 2, 3, 0)]), [(1, 2, 3)]),
+    "RGBA": (lambda: _pixels("RGBA", [RED, CLEAR, HALF]), COLOURS),
+    "RGBa": (lambda: _pixels("RGBa", [RED, (0, 0, 0, 0), (40, 0, 20, 51)]), COLOURS),
+    "LA": (lambda: _pixels("LA", [(77, 255), (77, 0), (0, 51)]), _greys(77, 255, 204)),
+    "La": (lambda: _pixels("La", [(77, 255), (0, 0), (20, 51)]), _greys(77, 255, 224)),
+    "CMYK": (lambda: _pixels("CMYK", [(0, 255, 255, 0), (0, 0, 0, 255)]), [(255, 0, 0), (0, 0, 0)]),
+    "YCbCr": (lambda: _pixels("YCbCr", [(77, 128, 128), (76, 85, 255)]), [(77, 77, 77), (254, 0, 0)]),
+    "HSV": (lambda: _pixels("HSV", [(0, 255, 255), (0, 0, 77)]), [(255, 0, 0), (77, 77, 77)]),
+    "I": (lambda: Image.fromarray(_deep("<i4")), DEEP),
+    "I;16": (lambda: Image.fromarray(_deep()), DEEP),
+    "I;16L": (lambda: Image.frombytes("I;16L", (5, 1), _deep().tobytes()), DEEP),
+    "I;16B": (lambda: Image.frombytes("I;16B", (5, 1), _deep(">u2").tobytes()), DEEP),
+    "I;16N": (lambda: Image.frombytes("I;16N", (5, 1), _deep("=u2").tobytes()), DEEP),
+}
+REFUSED = {"F", "LAB"}
+
+
+def test_every_mode_of_pillow_is_converted_or_refused():
+    assert set(Image.MODES) == set(MODES) | REFUSED
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_are_converted(mode):
+    make, expected = MODES[mode]
+    image = load_image(make())
+    assert make().mode == mode
+    assert image.mode == "RGB"
+    assert np.abs(np.array(image).astype(int)[0] - expected).max() <= (1 if mode == "YCbCr" else 0)
+
+
+@pytest.mark.parametrize("mode", sorted(REFUSED))
+def test_modes_without_a_defined_conversion_are_refused_by_file_and_mode(tmp_path, mode):
     Image.new(mode, (4, 4)).save(tmp_path / "odd.tiff")
     with pytest.raises(ValueError, match=rf"odd\.tiff.*mode {mode}"):
         load_image(tmp_path / "odd.tiff")
 
 
-def test_transparency_is_composited_over_white():
-    rgba = Image.new("RGBA", (3, 1))
-    rgba.putdata([(200, 0, 100, 255), (200, 0, 100, 0), (200, 0, 100, 51)])  # opaque, clear, one fifth
-    pixels = np.array(to_rgb(rgba)).astype(float)
-    assert pixels[0, 0].tolist() == [200, 0, 100]
-    assert pixels[0, 1].tolist() == [255, 255, 255]
-    assert np.abs(pixels[0, 2] - [0.2 * c + 0.8 * 255 for c in (200, 0, 100)]).max() <= 1
-    grey = Image.new("LA", (1, 1), (0, 0))
-    assert to_rgb(grey).getpixel((0, 0)) == (255, 255, 255)
+@pytest.mark.parametrize("value", [70000, -1])
+def test_integers_beyond_16_bits_are_refused(value):
+    with pytest.raises(ValueError, match=f"{value}.*mode I "):
+        to_rgb(Image.fromarray(np.array([[value]], dtype=np.int32)))
 
 
-def test_palettes_with_and_without_a_transparent_entry(tmp_path):
-    palette = Image.new("P", (2, 1))
-    palette.putpalette([10, 20, 30, 40, 50, 60])
-    palette.putdata([0, 1])
-    palette.save(tmp_path / "plain.png")
-    palette.save(tmp_path / "clear.png", transparency=1)
-    assert np.array(load_image(tmp_path / "plain.png")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
-    assert np.array(load_image(tmp_path / "clear.png")).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bit_grey_files(tmp_path, suffix):
+    Image.fromarray(_deep()).save(tmp_path / f"a.{suffix}")
+    assert np.array(load_image(tmp_path / f"a.{suffix}"))[0].tolist() == [list(pixel) for pixel in DEEP]
 
 
-def test_grey_bilevel_and_cmyk(tmp_path):
-    Image.new("L", (2, 2), 77).save(tmp_path / "grey.png")
-    Image.new("1", (2, 2), 1).save(tmp_path / "bilevel.png")
-    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=95)
-    assert load_image(tmp_path / "grey.png").getpixel((0, 0)) == (77, 77, 77)
-    assert load_image(tmp_path / "bilevel.png").getpixel((0, 0)) == (255, 255, 255)
-    red, green, blue = load_image(tmp_path / "cmyk.jpg").getpixel((8, 8))
-    assert red > 250
-    assert green < 5
-    assert blue < 5
+@pytest.mark.parametrize(
+    ("image", "key", "expected"),
+    [
+        (lambda: _palette([0, 1]), 1, [(10, 20, 30), (255, 255, 255)]),
+        (lambda: _pixels("L", [7, 77]), 77, _greys(7, 255)),
+        (lambda: Image.fromarray(_deep()), 1000, _greys(0, 1, 255, 128, 255)),
+    ],
+)
+def test_a_transparent_entry_of_a_png_is_white(tmp_path, image, key, expected):
+    image().save(tmp_path / "clear.png", transparency=key)
+    assert np.array(load_image(tmp_path / "clear.png"))[0].tolist() == [list(pixel) for pixel in expected]
+
+
+def test_a_cell_is_a_file_bytes_or_an_image(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(_deep()).save(path)
+    data, opened = path.read_bytes(), Image.open(path)
+    cells = [path, str(path), data, opened, {"path": str(path), "bytes": None}, {"path": "gone.png", "bytes": data}]
+    for cell in cells:
+        assert np.array(decode_cell(cell, "row 1"))[0].tolist() == [list(pixel) for pixel in DEEP]
+
+
+@pytest.mark.parametrize(
+    ("cell", "named"),
+    [
+        (None, "no image"),
+        ({"path": None, "bytes": None}, "no image"),
+        ({"path": "a.png", "bytes": b"text"}, "a.png"),
+        (b"text", "in memory"),
+        ("gone.png", "gone.png"),
+    ],
+)
+def test_errors_of_a_cell_start_with_its_place(cell, named):
+    with pytest.raises((ValueError, FileNotFoundError), match=f"^row 1, column `image`: .*{named}"):
+        decode_cell(cell, "row 1, column `image`")
 
 
 def test_the_first_frame_of_an_animation_counts(tmp_path):

@@ -93,8 +93,8 @@ def evaluate(
     where there is a `group` column; the share of answers with a score, and the figures with failures counted as 3;
     what the spread says of the error. Exit status: 0, 3 if some images could not be read, 1 for bad input.
     """
-    from ..evaluation.presets import get_preset
-    from ..evaluation.tables import read_tables
+    from ..evaluation.public_sets import get_preset
+    from ..evaluation.score_tables import read_tables
     from ..files import check_outputs
 
     sources = {name: context.get_parameter_source(name) for name in context.params}
@@ -211,9 +211,8 @@ def _report(tables: list, job: dict, outputs: dict, facts: dict, **page: Any) ->
 
     from ..evaluation.results import as_json, evaluate_sets
     from ..files import write_atomically, write_json
-    from ..report.markdown import markdown_report
     from ..report.page import write_page
-    from ..report.terminal import print_report
+    from ..report.sections import markdown_report, print_report
 
     preset = job["preset"]
     results = evaluate_sets(tables, **job, say=lambda name: print(f"Evaluating {name!r} …", file=sys.stderr))

@@ -57,9 +57,9 @@ def score(
 
     from ..files import check_outputs
     from ..scoring.run import model_stamp, score_run
+    from ..scoring.score_file import check_table_path
     from ..scoring.sources import find_images
     from ..scoring.summary import print_summary
-    from ..scoring.table import check_table_path
     from .scorers import chosen_policy, launched_processes, make_scorer
 
     if out is not None:

@@ -12,7 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ..text import QUALITY_SCALE, quality_messages
-from .named_images import name_images
+from .image_columns import with_uniform_images
 
 _IMAGE_COLUMNS = ("image", "images", "degraded_image", "degraded_images")
 _TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
@@ -45,7 +45,7 @@ def load_folder(
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no folder {path}: pass a folder of prepared data.")
-    dataset = name_images(_with_images(_one_split(read_folder(path), split, path), path))
+    dataset = with_uniform_images(_with_images(_one_split(read_folder(path), split, path), path))
     if "prompt" not in dataset.column_names:
         if tuple(scale) != QUALITY_SCALE:
             raise ValueError(

@@ -1,59 +1,77 @@
-"""The one way in for images: upright RGB, or an error that names the file. Nothing is replaced silently."""
+"""The one way in for images: upright RGB, or an error that names the image. Nothing is replaced silently."""
 
+import io
 import os
 import struct
 import zlib
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-# What Pillow's decoders raise on broken files; errors of ours, like a misspelt name, stay what they are.
 BROKEN = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError),
     *(AssertionError, struct.error, zlib.error),
 )
-"""Errors of Pillow on files that can't be decoded."""
+"""Errors that Pillow's decoders raise on broken files."""
+
+_IN_MEMORY = "an image in memory"
 
 
-def load_image(image: str | os.PathLike | Image.Image) -> Image.Image:
+def load_image(image: str | os.PathLike | bytes | Image.Image) -> Image.Image:
     """
-    Reads one image: decodes it in full, turns it upright by its EXIF orientation and converts it to RGB as [`to_rgb`]
-    says. Of an animation the first frame counts.
+    Decode one image in full, apply its EXIF orientation and convert it to RGB by [`to_rgb`].
 
     Args:
-        image (`str`, `os.PathLike` or `PIL.Image.Image`):
-            Path of a file, or an image, decoded or not.
+        image (`str`, `os.PathLike`, `bytes` or `PIL.Image.Image`):
+            Path of a file, the content of a file, or an image, decoded or not. Of an animation the first frame counts.
 
     Returns:
         `PIL.Image.Image`: RGB image, never the object that was passed. Colour profiles are not applied.
 
     Raises:
-        `FileNotFoundError`: There is no such file.
-        `ValueError`: The file is no image, is truncated, broken or too large for Pillow's limit, or its mode has no
+        `FileNotFoundError`: The file is missing.
+        `ValueError`: The file is not an image, is truncated, broken or larger than Pillow's limit, or its mode has no
         defined conversion. The message names the file.
     """
-    if isinstance(image, Image.Image):
-        return _decoded(image, getattr(image, "filename", "") or "an image in memory")
-    path = Path(image)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no image file {path}: correct the path, or drop its row.")
+    return _load(image, None)
+
+
+def decode_cell(cell: Any, where: str) -> Image.Image:
+    """
+    Load the image of a dataset's cell by [`load_image`].
+
+    Args:
+        cell (`dict`, `str`, `os.PathLike`, `bytes` or `PIL.Image.Image`):
+            What an image column holds, undecoded (`{"bytes": ..., "path": ...}`) or decoded.
+        where (`str`):
+            Start of the error message, such as ``"row 3, column `image`"``.
+
+    Returns:
+        `PIL.Image.Image`: Upright RGB image.
+
+    Raises:
+        `FileNotFoundError`: The file is missing.
+        `ValueError`: There is no image, or it can't be decoded. Both messages start with `where`.
+    """
+    name = None
+    if isinstance(cell, dict):
+        name = cell.get("path") or "the embedded image"
+        cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+    if cell is None:
+        raise ValueError(f"{where}: there is no image; add one, or drop the row.")
     try:
-        opened = Image.open(path)
-    except Image.DecompressionBombError as error:
-        raise _too_large(path, error) from error
-    except BROKEN as error:
-        raise _broken(path, error) from error
-    with opened:
-        return _decoded(opened, path)
+        return _load(cell, name)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{where}: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """
-    Converts an image of any mode to RGB at the same size and without turning it.
+    Convert an image of any mode to RGB at the same size and without turning it.
 
-    16-bit grey is scaled to 8 bits (Pillow's own conversion clips), transparency is composited over white, CMYK, grey,
-    palette, YCbCr and HSV go through Pillow.
+    16-bit grey `v` becomes `round(v / 257)` (Pillow clips it at 255), transparency is composited over white, and
+    CMYK, 8-bit grey, palettes, YCbCr and HSV are converted by Pillow.
 
     Args:
         image (`PIL.Image.Image`):
@@ -63,20 +81,43 @@ def to_rgb(image: Image.Image) -> Image.Image:
         `PIL.Image.Image`: RGB image; the same object if it was RGB without transparency.
 
     Raises:
-        `ValueError`: The mode has no defined range or conversion (`F`, `LAB`, 32-bit integers beyond 16 bits).
+        `ValueError`: The mode has no defined range or conversion (`F`, `LAB`, integers beyond 16 bits).
     """
+    if image.mode in ("F", "LAB"):
+        raise ValueError(f"Images of mode {image.mode} have no defined conversion to RGB: save them as 8-bit RGB.")
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _from_16_bit(image)
-    elif image.mode in ("F", "LAB"):
-        raise ValueError(f"Images of mode {image.mode} have no defined conversion to RGB: save them as 8-bit RGB.")
     if image.has_transparency_data:
+        if image.mode == "La":  # which Pillow converts to LA only
+            image = image.convert("LA")
         opaque = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, opaque).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _decoded(image: Image.Image, source: str | Path) -> Image.Image:
+def _load(image: Any, name: str | None) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return _decode(image, name or getattr(image, "filename", "") or _IN_MEMORY)
+    if isinstance(image, bytes | bytearray):
+        name, file = name or _IN_MEMORY, io.BytesIO(image)
+    else:
+        name = file = os.fspath(image)
+        if not os.path.isfile(name):
+            raise FileNotFoundError(f"There is no image file {name}: correct the path, or drop its row.")
+    try:
+        opened = Image.open(file)
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, error) from error
+    except Image.UnidentifiedImageError as error:  # whose message would name the buffer
+        raise _broken(name, "its format is unknown") from error
+    except BROKEN as error:
+        raise _broken(name, error) from error
+    with opened:
+        return _decode(opened, name)
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ValueError(
             "`PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set, by this program or by a package that it imports: Pillow "
@@ -86,30 +127,33 @@ def _decoded(image: Image.Image, source: str | Path) -> Image.Image:
         image.load()
         image = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:
-        raise _too_large(source, error) from error
+        raise _too_large(name, error) from error
     except BROKEN as error:
-        raise _broken(source, error) from error
+        raise _broken(name, error) from error
     try:
         return to_rgb(image)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise ValueError(
-            f"Integer values from {values.min()} to {values.max()} are beyond 16 bits, so their scale is unknown: "
-            "save the image as 8-bit RGB."
+            f"Integer values from {values.min()} to {values.max()} of mode {image.mode} are beyond 16 bits, so their "
+            "scale is unknown: save the image as 8-bit RGB."
         )
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))  # 65535 / 257 = 255
+    grey = np.rint(values / 257).astype(np.uint8)  # 65535 / 257 = 255
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
 
 
-def _broken(source: str | Path, error: Exception) -> ValueError:
-    return ValueError(f"{source} is not a readable image ({error}): fetch the file again, or drop its row.")
+def _broken(name: str, reason: Exception | str) -> ValueError:
+    return ValueError(f"{name} is not a readable image ({reason}): fetch the file again, or drop its row.")
 
 
-def _too_large(source: str | Path, error: Exception) -> ValueError:
+def _too_large(name: str, error: Exception) -> ValueError:
     return ValueError(
-        f"{source} is too large to decode ({error}): shrink it, or raise `PIL.Image.MAX_IMAGE_PIXELS` if you trust it."
+        f"{name} is too large to decode ({error}): shrink it, or raise `PIL.Image.MAX_IMAGE_PIXELS` if you trust it."
     )

@@ -16,7 +16,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from ..text import quality_messages
-from .named_images import name_images
+from .image_columns import with_uniform_images
 from .scales import koniq_mos, mean_opinion, spread_factor
 from .splits import draw_splits, image_key
 
@@ -122,7 +122,7 @@ def load_koniq(
         "mos_std": [labels[i].std * factor for i in rows],
         "mos_std_raw": [labels[i].std for i in rows],
     }
-    return name_images(Dataset.from_dict(columns).cast_column("image", Image()))
+    return with_uniform_images(Dataset.from_dict(columns).cast_column("image", Image()))
 
 
 def read_koniq_labels(path: str | os.PathLike) -> list[KoniqLabel]:

@@ -12,8 +12,8 @@ from datasets import Dataset
 from PIL import Image
 
 from ..data.folder import load_folder
-from ..evaluation.presets import WHOLE, Preset
-from ..evaluation.tables import ScoreTable, build_table
+from ..evaluation.public_sets import WHOLE, Preset
+from ..evaluation.score_tables import ScoreTable, build_table
 from ..files import without_nan, write_atomically
 from ..scoring.journal import Journal
 from ..scoring.run import Processes, fill
@@ -153,7 +153,7 @@ def tables_of(images: LabelledImages, scored: Iterable[ScoredImage]) -> tuple[li
 
     Returns:
         `tuple[list[ScoreTable], list[dict]]`: A table a set, and the rows of a file that
-        [`~evaluation.tables.read_tables`] reads.
+        [`~evaluation.score_tables.read_tables`] reads.
     """
     rows = []
     for label, result in zip(images.labels, scored, strict=True):

@@ -16,10 +16,10 @@ from ..files import check_outputs
 from .gallery import GalleryRow, write_gallery
 from .journal import Journal
 from .policy import adapter_base
+from .score_file import check_table_path, write_table
 from .scorer import HawkeyeScorer
 from .sources import ImageSource
 from .summary import Summary, summarize
-from .table import check_table_path, write_table
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -132,8 +132,8 @@ def score_run(
         settings (`Mapping[str, Any]`):
             What the scores depend on. Scores of a run with others are not gone on with.
         out (`str` or `os.PathLike`, *optional*):
-            Table to write, see [`~scoring.table.write_table`]. Without it nothing is kept between runs, and there can
-            be but one process.
+            Table to write, see [`~scoring.score_file.write_table`]. Without it nothing is kept between runs, and there
+            can be but one process.
         html (`str` or `os.PathLike`, *optional*):
             Page to write, see [`~scoring.gallery.write_gallery`].
         reasoning (`bool`, *optional*, defaults to `False`):
@@ -176,7 +176,7 @@ def score_run(
             return None
         summary = summarize(journal.scored(sources))
         if out is not None:
-            write_table(out, journal.scored(sources), journal.folder / "table", reasoning=reasoning)
+            write_table(out, journal.scored(sources), reasoning=reasoning)
         if html is not None:
             _write_page(html, sources, journal, summary, settings, title)
         journal.remove()

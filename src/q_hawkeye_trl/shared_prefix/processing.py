@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from ..seam import TOKEN_TYPE_KEYS
-from .replaced import replaced
+from ..generation.replaced import replaced
+from ..trl_compat import TOKEN_TYPE_KEYS
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from typing import Any
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 
+from ..checkpointing.staging import explained_write_errors
+from ..checkpointing.stop_on_signal import StopOnSignalCallback
 from ..evaluation.sharded import evaluate_sharded
 from ..io.atomic import without_nan, write_json, write_text
 from ..run_facts.log import RunFactsCallback
-from ..staging import explained_write_errors
-from ..stopping import StopOnSignalCallback
 from ..trainer import HawkeyeGRPOTrainer
 from .arguments import ScriptArguments
 

@@ -7,10 +7,10 @@ from datasets import Dataset
 from transformers import AutoProcessor
 from trl import get_peft_config, get_quantization_config
 
+from ..checkpointing.staging import explained_write_errors
 from ..demo.policy import demo_policy_path
 from ..evaluation.validation import Validation
-from ..processes import end_processes
-from ..staging import explained_write_errors
+from ..process_exit import end_processes
 from ..trainer import HawkeyeGRPOTrainer
 from .arguments import TrainingOptions, make_parser, parse_arguments
 from .callbacks import add_run_callbacks

@@ -13,13 +13,15 @@ from typing import Any
 from datasets import Dataset
 from trl import ModelConfig
 
-from ..errors import TrainingError, TrainingInterrupted, how_to_go_on
+from ..checkpointing.checkpoint_files import resume_hint
+from ..errors import TrainingError, TrainingInterrupted
 from ..evaluation.validation import BEST_METRIC
 from ..io.atomic import write_json
-from ..model_card import CARD_FILE, data_part, recipe_of, write_model_card
-from ..processes import end_processes
-from ..reporting import before_after_table, plot_curves
+from ..process_exit import end_processes
+from ..report.model_card import CARD_FILE, data_part, recipe_of, write_model_card
+from ..report.plots import plot_curves
 from ..trainer import HawkeyeGRPOTrainer
+from ..wording import before_after_table
 from .arguments import ScriptArguments
 from .callbacks import METRICS_FILE, HeldOutCallback, read_metrics
 
@@ -45,7 +47,7 @@ def clean_stop(trainer: HawkeyeGRPOTrainer) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         if trainer.accelerator.is_main_process:
-            print(f"\nStopped after step {trainer.state.global_step}. {how_to_go_on(trainer.args.output_dir)}")
+            print(f"\nStopped after step {trainer.state.global_step}. {resume_hint(trainer.args.output_dir)}")
         sys.exit(128 + signal.SIGINT)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..checkpoints import checkpoint_problem, last_whole_checkpoint, list_checkpoints
+from ..checkpointing.checkpoint_files import checkpoint_problem, last_whole_checkpoint, list_checkpoints
 from ..config import HawkeyeGRPOConfig
 from ..io.outputs import check_writable, is_taken
 
