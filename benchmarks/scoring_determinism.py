@@ -15,11 +15,12 @@ import torch
 import transformers
 from PIL import Image
 
+from q_hawkeye_trl.data.messages import with_images
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import content_seed, draw_sample
 from q_hawkeye_trl.generation.engine import PolicyAnswers
 from q_hawkeye_trl.scoring.policy import load_policy
-from q_hawkeye_trl.text import fill_images, parse_score, quality_messages
+from q_hawkeye_trl.text import parse_score, quality_messages
 
 SIZES = ((112, 84), (84, 112), (112, 56), (56, 56), (84, 84), (300, 200))
 
@@ -44,7 +45,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     drawn = [Image.fromarray(draw_sample(content_seed("test", 1, index)).picture) for index in range(options.images)]
     images = [image.resize(SIZES[index % len(SIZES)]) for index, image in enumerate(drawn)]
-    rows = [fill_images(quality_messages(), [image]) for image in images]
+    rows = [with_images({"prompt": quality_messages(), "images": [image]}) for image in images]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}, {len(images)} images")
     print(f"{'':<38} {'batch':>5} {'texts equal':>12} {'mean |Δ|':>9} {'max |Δ|':>8} {'again':>7}")
     for dtype, guarded in (("float32", True), ("float32", False), ("bfloat16", False)):

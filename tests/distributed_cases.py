@@ -19,7 +19,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from harness import OFF, ON, build_trainer, largest_difference
 from launch import in_processes
-from q_hawkeye_trl.processes import end_processes
+from q_hawkeye_trl.process_exit import end_processes
 from q_hawkeye_trl.shared_prefix.forward import unwrap_policy
 from tiny_models import save_policy, tiny_dataset, tiny_policy
 

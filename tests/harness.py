@@ -57,7 +57,14 @@ class Run:
     logs: list[dict[str, float]]
 
 
-def build_trainer(output_dir: Path | str, *, stock: bool = False, scripted: Any = ANSWERS, **options):
+def build_trainer(
+    output_dir: Path | str,
+    *,
+    stock: bool = False,
+    trainer_class: type | None = None,
+    scripted: Any = ANSWERS,
+    **options,
+):
     """
     Builds a trainer over a tiny Qwen2.5-VL. Options that the trainer's constructor takes go there, all others into the
     config.
@@ -89,7 +96,8 @@ def build_trainer(output_dir: Path | str, *, stock: bool = False, scripted: Any 
     }
     if not stock:
         settings["shared_prefix"] = "off"  # as TRL runs; tests/test_shared_prefix.py holds sharing against it
-    config_class, trainer_class = (GRPOConfig, GRPOTrainer) if stock else (HawkeyeGRPOConfig, HawkeyeGRPOTrainer)
+    config_class = GRPOConfig if stock else HawkeyeGRPOConfig
+    trainer_class = trainer_class or (GRPOTrainer if stock else HawkeyeGRPOTrainer)
     if scripted is not None:
         trainer_options["rollout_func"] = scripted_rollouts(processor, scripted)
     return trainer_class(

@@ -19,7 +19,7 @@ from q_hawkeye_trl.ablations import (
     t_interval,
     values_by_seed,
 )
-from q_hawkeye_trl.reporting import FIGURES
+from q_hawkeye_trl.wording import FIGURES
 
 
 def figures(value: float | None) -> dict:

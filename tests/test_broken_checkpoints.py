@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from harness import build_trainer
-from q_hawkeye_trl.checkpoints import MANIFEST, checkpoint_problem, last_whole_checkpoint, write_manifest
+from q_hawkeye_trl.checkpointing.checkpoint_files import (
+    MANIFEST,
+    checkpoint_problem,
+    last_whole_checkpoint,
+    write_manifest,
+)
 from test_resume import OPTIONS, length_of_text
 from tiny_models import tiny_policy
 
@@ -73,7 +78,7 @@ def test_checkpoints_of_other_trainers_are_checked_by_what_they_must_hold(run_fo
 
 
 def test_the_trainer_passes_over_what_is_not_whole(run_folder, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("q_hawkeye_trl.checkpoints"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("q_hawkeye_trl.checkpointing.checkpoint_files"), "propagate", True)
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)
     damage(run / "checkpoint-2" / "optimizer.pt", "cut")
@@ -119,7 +124,7 @@ def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path, monkeypatch
         seen.append((Path(target).name, sorted(path.name for path in whole)))
         replace(source, target)
 
-    monkeypatch.setattr("q_hawkeye_trl.staging.os.replace", watched)
+    monkeypatch.setattr("q_hawkeye_trl.checkpointing.staging.os.replace", watched)
     trainer.train()
     moves = [move for move in seen if move[0].startswith("checkpoint-")]
     assert moves == [("checkpoint-1", []), ("checkpoint-2", ["checkpoint-1"]), ("checkpoint-3", ["checkpoint-2"])]

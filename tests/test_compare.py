@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from q_hawkeye_trl.evaluation.compare import compare_tables
+from q_hawkeye_trl.evaluation.figures import compare_tables
 from q_hawkeye_trl.evaluation.metrics import srcc
 from test_figures import table_of
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from q_hawkeye_trl.checkpoints import list_checkpoints
+from q_hawkeye_trl.checkpointing.checkpoint_files import list_checkpoints
+from q_hawkeye_trl.checkpointing.staging import STAGING
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
-from q_hawkeye_trl.staging import STAGING
 from test_resume import without_times
 
 ROOT = Path(__file__).parents[1]

@@ -10,6 +10,7 @@ import distributed_cases as cases
 from distributed_strays import IMAGES_ON_ONE_RANK, STRAYS
 from harness import build_trainer
 from launch import in_processes
+from q_hawkeye_trl.guards import check_images_alike
 from test_distributed import WRAPPERS
 from tiny_models import tiny_image
 
@@ -92,24 +93,20 @@ def trainer(tmp_path_factory):
     return build_trainer(tmp_path_factory.mktemp("trainer"))
 
 
-def beside(trainer, monkeypatch, other: list[bool], processes: int = 2) -> None:
-    """Lets the trainer believe that another rank has rows with or without images."""
-    accelerator = SimpleNamespace(
+def accelerator_beside(other: list[bool], processes: int = 2) -> SimpleNamespace:
+    """An accelerator with another rank that has rows with or without images."""
+    return SimpleNamespace(
         num_processes=processes, device="cpu", gather=lambda own: torch.cat([own, torch.tensor(other)])
     )
-    monkeypatch.setattr(trainer, "accelerator", accelerator)
 
 
 @pytest.mark.parametrize("name", [*WITH, *WITHOUT])
-def test_a_row_has_images_wherever_they_stand(trainer, monkeypatch, name):
+def test_a_row_has_images_wherever_they_are(name):
     row, shows = {**WITH, **WITHOUT}[name], name in WITH
-    beside(trainer, monkeypatch, [shows, shows])
-    trainer._check_images_alike([row, row])
-    beside(trainer, monkeypatch, [not shows, not shows])
-    with pytest.raises(ValueError, match=r"2 of the 4 rollouts of a batch .* 2 processes would wait"):
-        trainer._check_images_alike([row, row])
+    check_images_alike([row, row], accelerator_beside([shows, shows]))
+    with pytest.raises(ValueError, match=r"2 of the 4 .* 2 processes"):
+        check_images_alike([row, row], accelerator_beside([not shows, not shows]))
 
 
-def test_one_process_may_mix_rows(trainer, monkeypatch):
-    beside(trainer, monkeypatch, [], processes=1)
-    trainer._check_images_alike([WITH["a column"], WITHOUT["an empty column"]])
+def test_one_process_may_mix_rows():
+    check_images_alike([WITH["a column"], WITHOUT["an empty column"]], accelerator_beside([], processes=1))

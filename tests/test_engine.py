@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from trl.data_utils import prepare_multimodal_messages
 
+from q_hawkeye_trl.data.messages import with_images
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import content_seed, draw_sample
 from q_hawkeye_trl.generation import engine
@@ -26,7 +27,7 @@ from q_hawkeye_trl.generation.engine import (
     end_tokens,
     rollout_seeds,
 )
-from q_hawkeye_trl.text import fill_images, parse_score, quality_messages
+from q_hawkeye_trl.text import parse_score, quality_messages
 from tiny_models import FAMILIES, tiny_policy
 
 SIZES = ((112, 84), (84, 112), (112, 56), (56, 56), (84, 84), (300, 200))
@@ -34,7 +35,7 @@ LENGTH = 16
 
 
 def ask(*images: Image.Image) -> list[dict]:
-    return fill_images(quality_messages(), images)
+    return with_images({"prompt": quality_messages(), "images": list(images)})
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +322,7 @@ def test_rollouts_share_one_prompt_and_equal_rows_that_ran_alone(family, several
 def test_without_the_hooks_of_generation_prompts_run_once_a_rollout(monkeypatch):
     rows = noise_rows(3)
     expected = answers_of(rollouts=4)(rows)
-    monkeypatch.setattr(engine, "HOOKED_METHODS", ("_gone",))
+    monkeypatch.setattr(engine, "HOOKED", ("_gone",))
     assert answers_of(rollouts=4)(rows) == expected
 
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from q_hawkeye_trl.cli import app
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import content_seed, draw_sample
-from q_hawkeye_trl.evaluation.tables import read_tables
+from q_hawkeye_trl.evaluation.score_tables import read_tables
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -273,11 +273,11 @@ def test_wrong_labels_and_comparisons_are_told_before_anything_is_scored(prepare
     other = write_scores(tmp_path / "other.csv")
     with pytest.raises(ValueError, match=r"synthetic: \d+ images are scored by one model only"):
         run("--data", prepared, "--compare", other)
-    with pytest.raises(ValueError, match=r"image_id 'test-0-0\.png' already stands in"):
+    with pytest.raises(ValueError, match=r"image_id 'test-0-0\.png' is already in"):
         run("--data", prepared, prepared)
     wrong = DatasetDict.load_from_disk(str(prepared))["test"].map(lambda row: {"mos": row["mos"] * 20})
     wrong.save_to_disk(tmp_path / "wrong")
-    with pytest.raises(ValueError, match=r"12 of 12 values of `mos` lie outside \[1, 5\]"):
+    with pytest.raises(ValueError, match=r"12 of 12 values of `mos` are outside \[1, 5\]"):
         run("--data", tmp_path / "wrong")
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from q_hawkeye_trl.cli import app
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import content_seed, draw_sample
-from q_hawkeye_trl.evaluation.presets import PRESETS
+from q_hawkeye_trl.evaluation.public_sets import PRESETS
 from test_docs import FENCE, inline_code
 
 ROOT = Path(__file__).parents[1]

@@ -35,7 +35,7 @@ def losses(monkeypatch):
         ((logps, _),) = captured
         mask = inputs["completion_mask"]
         ours = (self._token_weights(mask, inputs) * contribution(self, logps.masked_fill(mask == 0, 0.0))).sum()
-        seen[self._mode].append((theirs.item(), ours.item()))
+        seen["train" if self.model.training else "eval"].append((theirs.item(), ours.item()))
         return compute(self, model, inputs)
 
     monkeypatch.setattr(HawkeyeGRPOTrainer, "_compute_loss", compare)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from harness import build_trainer
-from q_hawkeye_trl.checkpoints import list_checkpoints
+from q_hawkeye_trl.checkpointing.checkpoint_files import list_checkpoints
+from q_hawkeye_trl.checkpointing.staging import STAGING, explained_write_errors
 from q_hawkeye_trl.errors import CheckpointWriteError
-from q_hawkeye_trl.staging import STAGING, explained_write_errors
 from test_crash import assert_same_run, data, finish, start  # noqa: F401
 from test_resume import OPTIONS, assert_went_on, length_of_text, resume, train
 from tiny_models import tiny_policy

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 import q_hawkeye_trl.trainer as trainer_module
 from harness import OFF, ON, build_trainer, largest_difference
-from q_hawkeye_trl.checkpoints import last_whole_checkpoint
+from q_hawkeye_trl.checkpointing.checkpoint_files import last_whole_checkpoint
 from q_hawkeye_trl.errors import TrainingError
 from q_hawkeye_trl.guards import check_gradient_norm
 

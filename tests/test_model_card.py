@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from q_hawkeye_trl import HawkeyeGRPOConfig
-from q_hawkeye_trl.model_card import data_part, recipe_of, write_model_card
-from q_hawkeye_trl.reporting import FIGURES
+from q_hawkeye_trl.report.model_card import data_part, recipe_of, write_model_card
+from q_hawkeye_trl.wording import FIGURES
 
 METHOD = {"name": "Q-Hawkeye", "title": "Reliable Visual Policies", "id": "2601.22920", "citation": "@article{q,\n}"}
 BEFORE = dict.fromkeys(FIGURES, 0.5) | {"srcc_greedy": 0.6123}

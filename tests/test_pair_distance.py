@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from q_hawkeye_trl.data.distortions import darken, gaussian_blur, gaussian_noise
+from q_hawkeye_trl.data.image_distortions import darken, gaussian_blur, gaussian_noise
 from q_hawkeye_trl.demo.contents import draw_content
 from q_hawkeye_trl.pairs.distance import measure_distance
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from q_hawkeye_trl.processes import end_processes
+from q_hawkeye_trl.process_exit import end_processes
 
 
 @pytest.mark.parametrize("status", [0, 3])

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from q_hawkeye_trl.evaluation.distortions import distortion_of
-from q_hawkeye_trl.evaluation.presets import get_preset
+from q_hawkeye_trl.evaluation.public_sets import distortion_of, get_preset
 from q_hawkeye_trl.evaluation.results import as_json, evaluate_sets
 from q_hawkeye_trl.files import write_json
-from q_hawkeye_trl.report.markdown import escape, markdown_report, summary_table
 from q_hawkeye_trl.report.plots import as_data_uri, residuals, risk, scatter
-from q_hawkeye_trl.report.terminal import print_report
-from q_hawkeye_trl.report.wording import verdict
+from q_hawkeye_trl.report.sections import markdown_report, print_report, summary_table, verdict
+from q_hawkeye_trl.wording import escape
 from test_figures import table_of
 
 NAN = math.nan
@@ -93,10 +91,10 @@ def test_warnings():
     (result,) = evaluate_sets([rated(out_of_range=2, group=tuple(str(i // 5) for i in range(60)))], **FAST)
     text = " ".join(result.warnings)
     assert "5.0% of the images have no score" in text
-    assert "Scores that lie outside of the scale: 2" in text
+    assert "outside the scale: 2" in text
     (result,) = evaluate_sets([rated(group=("r",) * 60, spread=np.full(60, 0.1))], **FAST)
-    assert "SRCC of spread and error –; 0.00 – of the possible gain" in " ".join(printed([result]).split())
-    assert "there are no intervals" in " ".join(result.warnings)
+    assert "SRCC of spread and absolute error –; 0.00 – of the possible gain" in " ".join(printed([result]).split())
+    assert "no intervals" in " ".join(result.warnings)
     assert "too narrow" not in " ".join(result.warnings)
     assert "over 1 reference, " in markdown_report([result], title="t")
     assert "12 references" in text

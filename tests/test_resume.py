@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from harness import Run, build_trainer, largest_difference, run
 from q_hawkeye_trl import HawkeyeGRPOTrainer
-from q_hawkeye_trl.checkpoints import MANIFEST
-from q_hawkeye_trl.resume import load_full_weights
+from q_hawkeye_trl.checkpointing.checkpoint_files import MANIFEST
+from q_hawkeye_trl.checkpointing.full_weights import load_full_weights
 from tiny_models import FAMILIES, save_policy, tiny_dataset, tiny_policy
 
 FAST = ("qwen2_5_vl", "qwen3_vl", "smolvlm")

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from harness import build_trainer
-from q_hawkeye_trl.checkpoints import MANIFEST
+from q_hawkeye_trl.checkpointing.checkpoint_files import MANIFEST
+from q_hawkeye_trl.checkpointing.run_state import PROGRESS_FILE, ROLLOUTS_FILE
+from q_hawkeye_trl.checkpointing.staging import STAGING
+from q_hawkeye_trl.checkpointing.stop_on_signal import SECOND_SIGNAL_AFTER, StopOnSignalCallback
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
-from q_hawkeye_trl.progress import PROGRESS_FILE, ROLLOUTS_FILE
-from q_hawkeye_trl.staging import STAGING
-from q_hawkeye_trl.stopping import SECOND_SIGNAL_AFTER, StopOnSignalCallback
 from test_docs import ROOT, fences, text_of
 
 PAGE = ROOT / "docs" / "resume.md"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from q_hawkeye_trl.checkpoints import checkpoint_problem
+from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem
 from test_resume import without_times
 from two_processes_fsdp import FSDP2
 

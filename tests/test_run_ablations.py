@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from q_hawkeye_trl.demo import synthetic
-from q_hawkeye_trl.reporting import FIGURES
+from q_hawkeye_trl.wording import FIGURES
 from recipe_files import FOLDER, ROOT
 
 SCRIPT = ROOT / "examples" / "run_ablations.py"

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from q_hawkeye_trl.callbacks import HeldOutCallback, MetricsFileCallback, read_metrics
-from q_hawkeye_trl.checkpoints import checkpoint_problem, last_whole_checkpoint
+from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, last_whole_checkpoint
 from q_hawkeye_trl.files import write_json
-from q_hawkeye_trl.reporting import FIGURES, before_after_table, plot_curves, running_mean
-from q_hawkeye_trl.run_folder import choose_run_folder, create_run_folder, was_started
+from q_hawkeye_trl.report.plots import plot_curves, running_mean
+from q_hawkeye_trl.train.callbacks import HeldOutCallback, MetricsFileCallback, read_metrics
+from q_hawkeye_trl.train.run_folder import choose_run_folder, create_run_folder, was_started
+from q_hawkeye_trl.wording import FIGURES, before_after_table
 
 
 def filled(folder):
@@ -55,7 +56,7 @@ def test_a_run_that_never_saved_begins_from_the_start_and_overwrites_no_result(t
         (tmp_path / left).write_text("{}")
     assert not was_started(tmp_path)
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(FileExistsError, match=r"no checkpoint to go on from, but model.safetensors of a run that"):
+    with pytest.raises(FileExistsError, match=r"no checkpoint.*model.safetensors"):
         was_started(tmp_path)
     (tmp_path / "checkpoint-3").mkdir()  # broken or not: not from the start
     assert was_started(tmp_path)
@@ -155,8 +156,8 @@ def test_table_shows_both_sides_and_the_change():
     lines = before_after_table(before, after, 520).splitlines()
     assert lines[0].split() == ["520", "held-out", "images", "before", "after", "change"]
     assert lines[2].split()[-3:] == ["0.500", "0.625", "+0.125"]
-    assert lines[-1].split()[-3:] == ["0.500", "nan", "+nan"]
-    assert "nan" in before_after_table(None, after, 520)
+    assert lines[-1].split()[-3:] == ["0.500", "–", "–"]
+    assert "–" in before_after_table(None, after, 520)
 
 
 def test_running_mean_equals_a_loop():

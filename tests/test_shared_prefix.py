@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText
 from trl.data_utils import prepare_multimodal_messages
 
 from harness import OFF, ON, Run, build_trainer, relative_difference, run
+from q_hawkeye_trl import trl_compat
 from q_hawkeye_trl.objective.reduction import LOSS_TYPES
 from tiny_models import save_policy, tiny_dataset, tiny_policy
 
@@ -176,8 +177,8 @@ def test_a_decoder_with_a_window_is_refused(tmp_path):
 
 
 def test_a_transformers_without_the_hooked_methods_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("q_hawkeye_trl.shared_prefix.support.HOOKED_METHODS", ("_prefill", "_fill"))
-    on_and_auto(tmp_path, "the generation of the installed transformers has no _fill", scripted=None)
+    monkeypatch.setitem(trl_compat.HOOKS[trl_compat.GENERATION], "_fill", ())
+    on_and_auto(tmp_path, "the installed transformers does not fit .*_fill is gone", scripted=None)
     assert build_trainer(tmp_path, shared_prefix="on")._shares_prefix["train"]  # a rollout_func needs none of them
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from q_hawkeye_trl.evaluation.spread import risk_coverage, spread_figures
+from q_hawkeye_trl.evaluation.figures import risk_coverage, spread_figures
 
 
 def _reference_risk(spread, error):

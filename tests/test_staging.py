@@ -1,7 +1,7 @@
 """What other nodes than the main process's do with a checkpoint, on a disk of their own and on a shared one."""
 
-from q_hawkeye_trl.checkpoints import MANIFEST
-from q_hawkeye_trl.staging import STAGING, finish_checkpoint, take_own_share
+from q_hawkeye_trl.checkpointing.checkpoint_files import MANIFEST
+from q_hawkeye_trl.checkpointing.staging import STAGING, finish_checkpoint, take_own_share
 
 
 def written(run_dir, text: str):

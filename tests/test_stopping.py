@@ -14,9 +14,9 @@ import pytest
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from harness import build_trainer
-from q_hawkeye_trl.checkpoints import checkpoint_problem
-from q_hawkeye_trl.errors import TrainingInterrupted, how_to_go_on
-from q_hawkeye_trl.stopping import SECOND_SIGNAL_AFTER, StopOnSignalCallback
+from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, resume_hint
+from q_hawkeye_trl.checkpointing.stop_on_signal import SECOND_SIGNAL_AFTER, StopOnSignalCallback
+from q_hawkeye_trl.errors import TrainingInterrupted
 from test_crash import ROOT, SCRIPT, TINY, assert_same_run, data, finish, start, steps_logged, wait_until  # noqa: F401
 from test_resume import OPTIONS, assert_went_on, length_of_text, resume, train
 from tiny_models import tiny_dataset, tiny_policy
@@ -179,9 +179,9 @@ def test_a_signal_to_workers_too_does_not_end_the_run_before_it_is_saved(tmp_pat
 def test_workers_end_with_the_training_process(tmp_path):
     script = (
         "import os, sys, torch\n"
-        "from q_hawkeye_trl.stopping import keep_workers\nimport signal\n"
+        "from q_hawkeye_trl.checkpointing.stop_on_signal import shield_workers_from_signals\nimport signal\n"
         "loader = torch.utils.data.DataLoader(range(100), num_workers=1)\n"
-        "keep_workers(loader, [signal.SIGTERM])\n"
+        "shield_workers_from_signals(loader, [signal.SIGTERM])\n"
         "batches = iter(loader)\nnext(batches)\n"
         "(worker,) = batches._workers\n"
         "if sys.argv[1] == 'terminated': worker.terminate(); worker.join(10); print(worker.exitcode)\n"
@@ -194,7 +194,7 @@ def test_workers_end_with_the_training_process(tmp_path):
 
 
 def test_without_a_checkpoint_it_is_said(tmp_path):
-    assert "no whole checkpoint: start anew" in how_to_go_on(tmp_path)
+    assert "no whole checkpoint: start anew" in resume_hint(tmp_path)
 
 
 def test_a_finished_run_that_is_resumed_does_not_train_on(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from q_hawkeye_trl.tensor_tree import load_tree, save_tree
+from q_hawkeye_trl.checkpointing.tensor_tree import load_tree, save_tree
 
 
 def test_a_batch_comes_back_as_it_was(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from harness import run
-from q_hawkeye_trl.processes import end_processes
+from q_hawkeye_trl.process_exit import end_processes
 
 
 def main(result: str, options: str) -> None:

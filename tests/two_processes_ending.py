@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from q_hawkeye_trl.processes import end_processes
+from q_hawkeye_trl.process_exit import end_processes
 
 
 def main(folder: str, status: str) -> None:

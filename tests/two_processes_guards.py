@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from harness import build_trainer
+from q_hawkeye_trl.checkpointing.stop_on_signal import StopOnSignalCallback
 from q_hawkeye_trl.errors import TrainingInterrupted
-from q_hawkeye_trl.stopping import StopOnSignalCallback
 from test_guards import failing_reward, spoil_gradient, spoil_loss
 
 

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from harness import ON, build_trainer, run
-from q_hawkeye_trl.processes import end_processes
+from q_hawkeye_trl.process_exit import end_processes
 
 
 def train(folder: Path, options: dict) -> tuple[dict, Accelerator]:

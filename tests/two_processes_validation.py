@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from q_hawkeye_trl.evaluation.validation import Validation
-from q_hawkeye_trl.processes import end_processes
+from q_hawkeye_trl.process_exit import end_processes
 from test_validation import demo_trainer, rated_images
 
 ZERO3 = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from q_hawkeye_trl.processes import end_processes
+from q_hawkeye_trl.process_exit import end_processes
 from test_wiring import observed_step
 
 

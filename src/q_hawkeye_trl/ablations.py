@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from .report.markdown import escape
-from .reporting import CURVES, FIGURES, running_mean
+from .report.plots import logged_curves, panel_figure, running_mean, save_figure
+from .wording import FIGURES, escape
 
 
 class Run(NamedTuple):
@@ -25,7 +25,7 @@ class Run(NamedTuple):
             Its seed.
         figures (`Mapping[str, Mapping[str, float | None]]`):
             By the images measured on (`before`, `after`, `unseen`), the figures with the keys of
-            [`~reporting.FIGURES`]; `before` is the start of the training on the images of `after`.
+            [`~wording.FIGURES`]; `before` is the start of the training on the images of `after`.
         metrics (`Sequence[Mapping]`):
             Lines of its `metrics.jsonl`.
     """
@@ -223,12 +223,8 @@ def plot_ablations(runs: Sequence[Run], path: str | Path, title: str = "") -> bo
         `bool`: Whether there was anything to draw.
     """
     from matplotlib import colormaps
-    from matplotlib.figure import Figure  # no pyplot: it would choose a window system
-    from matplotlib.ticker import MaxNLocator
 
-    panels = [
-        (key, name) for key, name in CURVES if any(line.get(key) is not None for run in runs for line in run.metrics)
-    ]
+    panels = logged_curves([line for run in runs for line in run.metrics])
     if not panels:
         return False
     recipes = list({run.recipe: None for run in runs})
@@ -236,25 +232,15 @@ def plot_ablations(runs: Sequence[Run], path: str | Path, title: str = "") -> bo
         colours = [colormaps["tab10"](number) for number in range(len(recipes))]
     else:
         colours = [colormaps["turbo"](share) for share in np.linspace(0.05, 0.95, len(recipes))]
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.6 * columns, 3 * rows + 0.5), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis, (key, name) in zip(axes, panels, strict=False):
+
+    def draw(axes, key: str) -> None:
         for colour, recipe in zip(colours, recipes, strict=True):
-            _draw(axis, [run for run in runs if run.recipe == recipe], key, colour)
-        axis.set_title(name, fontsize=10)
-        axis.set_xlabel("step", fontsize=9)
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axis.grid(alpha=0.3)
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    handles = [axes[0].plot([], [], color=colour, linewidth=2)[0] for colour in colours]
+            _draw(axes, [run for run in runs if run.recipe == recipe], key, colour)
+
+    figure = panel_figure(panels, draw, title=title)
+    handles = [figure.axes[0].plot([], [], color=colour, linewidth=2)[0] for colour in colours]
     figure.legend(handles, recipes, loc="outside lower center", ncols=min(6, len(recipes)), fontsize=9)
-    figure.suptitle(title)
-    partial = Path(path).with_suffix(".partial.png")
-    figure.savefig(partial, dpi=110)
-    partial.replace(path)
+    save_figure(figure, path)
     return True
 
 

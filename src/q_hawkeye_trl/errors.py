@@ -1,9 +1,6 @@
 """What ends a training run on purpose: errors that say what happened and how to go on."""
 
 import signal
-from pathlib import Path
-
-from .checkpoints import list_checkpoints
 
 
 class TrainingError(RuntimeError):
@@ -24,32 +21,15 @@ class TrainingInterrupted(SystemExit):
             The signal.
         step (`int`):
             Step of the checkpoint.
-        output_dir (`str` or `Path`):
-            Folder of the run.
+        hint (`str`):
+            How to resume.
     """
 
-    def __init__(self, signal_number: int, step: int, output_dir: str | Path):
+    def __init__(self, signal_number: int, step: int, hint: str):
         super().__init__(128 + signal_number)
         self.signal = signal.Signals(signal_number)
         self.step = step
-        self.output_dir = Path(output_dir)
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.signal.name} came; the run stops after step {self.step}. {how_to_go_on(self.output_dir)}"
-
-
-def how_to_go_on(output_dir: str | Path) -> str:
-    """
-    Says from where a run that ended can be resumed.
-
-    Args:
-        output_dir (`str` or `Path`):
-            Folder of the run.
-
-    Returns:
-        `str`: A sentence.
-    """
-    whole = list_checkpoints(output_dir, whole=True)
-    if not whole:
-        return f"{output_dir} holds no whole checkpoint: start anew, with a smaller save_steps if runs end early."
-    return f"{whole[0]} is whole; go on from it by --resume_from_checkpoint true (resume_from_checkpoint=True)."
+        return f"{self.signal.name} came; the run stops after step {self.step}. {self.hint}"

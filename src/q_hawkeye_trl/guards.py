@@ -1,4 +1,4 @@
-"""What would spoil a run unseen, or make ranks wait for one another for ever: found on one rank, told by all alike."""
+"""Guards against silent failures and hangs: a failure on one rank raises the same error on every rank."""
 
 import contextlib
 import functools
@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import is_async_callable
 
 from .errors import TrainingError
+from .trl_compat import GRADIENT_CHECK, optional_part
 
 ADVICE = (
     "Lower the learning rate, set max_grad_norm, train in bf16 or float32, and look at the last lines of the log "
@@ -91,6 +92,46 @@ def check_gradient_norm(norm: torch.Tensor | float | None, accelerator: Accelera
     value = torch.as_tensor(norm, dtype=torch.float32, device=accelerator.device)
     value = value.masked_fill(value < 0, torch.nan)
     check_finite("gradient norm", find_not_finite({"gradient norm": value}), accelerator, step)
+
+
+@optional_part(GRADIENT_CHECK)
+class FiniteGradientMixin(GRPOTrainer):
+    """Mixin of [`~trl.GRPOTrainer`] that stops a run before an optimizer step with a gradient that is not finite."""
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.mixed_precision != "fp16":  # whose scaler skips infinite gradients
+            check_gradient_norm(norm, self.accelerator, self.state.global_step + 1)
+        return norm
+
+
+def check_images_alike(inputs: list[dict[str, Any]], accelerator: Accelerator) -> None:
+    """
+    Raise `ValueError` on every rank if some rows of a batch have images and others don't.
+
+    A rank whose rows have none would not run its vision tower, and the others would wait for its gradients or shards.
+    """
+    if accelerator.num_processes == 1:
+        return
+    here = torch.tensor([_shows_images(row) for row in inputs], device=accelerator.device)
+    with_images = accelerator.gather(here)
+    if with_images.any() and not with_images.all():
+        raise ValueError(
+            f"{int((~with_images).sum())} of the {len(with_images)} rollouts of a batch belong to rows without an "
+            f"image, the others have one: {accelerator.num_processes} processes would wait for one another. "
+            "Give every row an image, or train the rows without one by themselves."
+        )
+
+
+def _shows_images(row: dict[str, Any]) -> bool:
+    """Whether a dataset row has an image, in a column or in its prompt."""
+    if row.get("images") or row.get("image") is not None:
+        return True
+    prompt = row.get("prompt")
+    contents = [message.get("content") for message in prompt] if isinstance(prompt, list) else []
+    return any(
+        isinstance(content, list) and any(block.get("type") == "image" for block in content) for content in contents
+    )
 
 
 @contextlib.contextmanager

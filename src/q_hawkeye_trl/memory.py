@@ -1,9 +1,8 @@
 """
-Memory that a training needs on one device, by a formula: model states, activations, language-model head, cache of the
-generation. docs/recipes.md explains it; nothing here is measured on a GPU.
+Estimates the memory that a training needs on one device: states, activations, language-model head, generation.
 
-What it leaves out: the context of the driver and of the communication library, fragmentation of the allocator, short-
-lived buffers of single operations, the image processor. Leave about a tenth of the card free for them.
+docs/recipes.md explains the formula. It leaves out the context of the driver and of the communication library, the
+allocator's fragmentation, short-lived buffers and the image processor: keep about a tenth of the card free for them.
 """
 
 from collections.abc import Mapping
@@ -12,13 +11,12 @@ from typing import Any, NamedTuple
 
 GIB = 2**30
 SHARDINGS = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
-"""How the states are spread over devices, by the names of the files in recipes/accelerate/."""
-
+"""How states are spread over devices, named like the files in recipes/accelerate/."""
 PROMPT_TEXT_TOKENS = 150
-"""Tokens of the project's prompt beside the image, rounded up."""
+"""Tokens of the project's prompt without its image, rounded up."""
 
-_FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes a weight: NF4, 8-bit scales of 64 weights, theirs of 256
-_HEAD_TILE = (4096, 32_768)  # tokens and words of one tile of logits in TRL's head
+_FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes per weight: NF4, 8-bit scales of 64 weights, theirs of 256
+_HEAD_TILE = (4096, 32_768)  # tokens and vocabulary rows in one tile of logits of TRL's head
 
 
 @dataclass(frozen=True)
@@ -30,19 +28,19 @@ class ModelShape:
         parameters (`int`):
             All parameters, tied ones once.
         layers (`int`), hidden (`int`), intermediate (`int`):
-            Decoder layers, width, width of their MLP.
+            Decoder layers, their width, and the width of their MLP.
         query (`int`), key_value (`int`):
-            Width of the queries, and of the keys: heads times their size.
+            Widths of queries and of keys: heads times head size.
         vocabulary (`int`):
             Rows of the embedding.
         tied (`bool`):
-            Whether the head is the embedding.
+            Whether the head shares the embedding's weights.
         vision_layers (`int`), vision_hidden (`int`), vision_intermediate (`int`):
-            The same of the vision tower.
+            The same for the vision tower.
         vision_gated (`bool`):
-            Whether its MLP has a gate (Qwen2.5-VL) or not (Qwen3-VL).
+            Whether the vision MLP has a gate (Qwen2.5-VL) or not (Qwen3-VL).
         query_key_norms (`bool`):
-            Whether queries and keys of the decoder are normed (Qwen3-VL).
+            Whether the decoder normalizes queries and keys (Qwen3-VL).
         patch (`int`):
             Side of a patch in pixels; 2 x 2 patches become one token.
     """
@@ -70,18 +68,17 @@ class ModelShape:
     @property
     def layer(self) -> int:
         """Parameters of the matrices of one decoder layer."""
-        attention = self.hidden * (2 * self.query + 2 * self.key_value)
-        return attention + 3 * self.hidden * self.intermediate
+        return self.hidden * (2 * self.query + 2 * self.key_value + 3 * self.intermediate)
 
     @property
     def largest(self) -> int:
-        """Parameters of the largest module without submodules: what ZeRO-3 gathers at least."""
-        return max(self.vocabulary * self.hidden, self.hidden * self.intermediate)
+        """Parameters of the largest module without submodules, the least that ZeRO-3 gathers."""
+        return self.hidden * max(self.vocabulary, self.intermediate)
 
     def lora_parameters(self, rank: int) -> int:
         """Parameters of an adapter on the seven matrices of every decoder layer."""
-        ends = 2 * (self.hidden + self.query) + 2 * (self.hidden + self.key_value)
-        return self.layers * rank * (ends + 3 * (self.hidden + self.intermediate))
+        attention = 2 * (self.hidden + self.query) + 2 * (self.hidden + self.key_value)
+        return self.layers * rank * (attention + 3 * (self.hidden + self.intermediate))
 
 
 MODELS: dict[str, ModelShape] = {
@@ -101,7 +98,7 @@ MODELS: dict[str, ModelShape] = {
 @dataclass(frozen=True)
 class Setup:
     """
-    What decides how much memory a training needs.
+    Settings that decide how much memory a training needs.
 
     Args:
         sharding (`str`):
@@ -109,17 +106,17 @@ class Setup:
         devices (`int`):
             Devices over which states are sharded.
         rows (`int`), group (`int`):
-            Rollouts a device and micro-batch, and rollouts of one image (G).
+            Rollouts per device and micro-batch, and rollouts per image (G).
         image_pixels (`int`):
             Pixels of an image as the model sees it.
         completion (`int`):
             Longest completion in tokens.
         dtype_bytes (`int`):
-            Bytes of a weight: 2 for bfloat16, 4 for float32.
+            Bytes per weight: 2 for bfloat16, 4 for float32.
         lora_rank (`int`):
             Rank of the adapter; 0 trains all parameters.
         four_bit (`bool`):
-            Whether the frozen matrices are quantised to four bits.
+            Whether the frozen matrices are quantized to four bits.
         reference (`bool`):
             Whether a frozen copy stays in memory (`beta` above 0 without an adapter).
         checkpointing (`bool`):
@@ -127,13 +124,13 @@ class Setup:
         shared_prefix (`bool`):
             Whether the rollouts of a group share their prompt.
         gradient_branches (`int`):
-            Forwards whose activations wait for one backward: 2 with a gradient through the degraded view, otherwise 1.
+            Forwards whose activations are kept for one backward: 2 with a gradient through the degraded image.
         vllm_bytes (`float`):
-            What an engine in the same process reserves.
+            What a vLLM engine in the same process reserves.
         vllm_sleeps (`bool`):
-            Whether it gives that back while the model trains.
+            Whether the engine releases it while the model trains.
         generates (`bool`):
-            Whether the model itself generates; not so with vLLM.
+            Whether the model itself generates; `False` with vLLM.
     """
 
     sharding: str = "none"
@@ -160,7 +157,11 @@ class Setup:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.four_bit and not self.lora_rank:
-            raise ValueError("four_bit without an adapter: quantised weights can't be trained, give a lora_rank.")
+            raise ValueError("four_bit needs an adapter, since quantized weights can't be trained: set lora_rank.")
+        if self.sharding.startswith("zero") and self.dtype_bytes != 2:
+            raise ValueError(
+                f"dtype_bytes is {self.dtype_bytes}; the formula covers DeepSpeed with bfloat16 (2) only."
+            )
 
 
 class Memory(NamedTuple):
@@ -177,13 +178,13 @@ class Memory(NamedTuple):
         head:
             A tile of logits, and the head's gradient in float32.
         generation:
-            The cache of the rollouts, and the whole model where ZeRO-3 gathers it to generate.
+            The cache of the rollouts, and the whole model if ZeRO-3 gathers it to generate.
         vllm:
             What the engine reserves.
         vllm_sleeps:
-            Whether it gives that back while the model trains.
+            Whether the engine releases that while the model trains.
         host:
-            States on the host of this device, its share.
+            This device's share of the states on the host.
     """
 
     weights: float
@@ -200,10 +201,9 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Largest sum on the device: the states with either the training's or the generation's share."""
-        states = self.weights + self.gradients + self.optimizer + self.reference
+        """Largest sum on the device: the states with what either training or generation needs."""
         training = self.gathered + self.activations + self.head + (0 if self.vllm_sleeps else self.vllm)
-        return states + max(training, self.generation + self.vllm)
+        return sum(self[:4]) + max(training, self.generation + self.vllm)
 
 
 def estimate(model: ModelShape, setup: Setup) -> Memory:
@@ -217,67 +217,53 @@ def estimate(model: ModelShape, setup: Setup) -> Memory:
             The training.
 
     Returns:
-        [`Memory`]
+        [`Memory`]: Bytes on one device.
 
     Source: Rajbhandari et al. (2020), "ZeRO: Memory optimizations toward training trillion parameter models", for the
-    states; DeepSpeed's own estimators have the same factors.
+    states; DeepSpeed's own estimators use the same factors.
     """
-    weights, gradients, optimizer, reference, host = _states(model, setup)
-    sharded = setup.sharding in ("zero3", "zero3_offload", "fsdp2")
-    whole = model.parameters * setup.dtype_bytes
-    gathered = 0.0
-    if setup.sharding == "fsdp2":  # two layers at a time, and what stands outside of the layers
-        gathered = setup.dtype_bytes * (2 * model.layer + model.embeddings)
-    elif sharded:
-        gathered = 2 * setup.dtype_bytes * model.largest
-    generation = _cache(model, setup) if setup.generates else 0.0
-    if setup.generates and sharded:
-        generation += whole if setup.sharding != "fsdp2" else gathered
-    return Memory(
-        weights=weights,
-        gradients=gradients,
-        optimizer=optimizer,
-        reference=reference,
-        gathered=gathered,
-        activations=setup.gradient_branches * saved_activations(model, setup),
-        head=_head(model, setup),
-        generation=generation,
-        vllm=setup.vllm_bytes,
-        vllm_sleeps=setup.vllm_sleeps,
-        host=host,
-    )
+    size, prompt = setup.dtype_bytes, prompt_tokens(model, setup)
+    gathered = generation = 0.0
+    if setup.sharding == "fsdp2":  # two layers at a time, and what is outside the layers
+        gathered = size * (2 * model.layer + model.embeddings)
+    elif setup.sharding in ("zero3", "zero3_offload"):
+        gathered = 2 * size * model.largest
+    if setup.generates:  # keys and values of every rollout with its prompt, and the logits of one step in float32
+        cached = setup.rows * (prompt + setup.completion)
+        generation = cached * model.layers * 2 * model.key_value * size + 4 * setup.rows * model.vocabulary
+        generation += model.parameters * size if setup.sharding.startswith("zero3") else gathered
+    labelled = setup.rows * setup.completion  # tokens
+    head = min(labelled, _HEAD_TILE[0]) * min(model.vocabulary, _HEAD_TILE[1]) * size
+    # in float32: the gradient of the last hidden states, and that of the head itself if it is trained
+    head += 4 * model.hidden * (labelled + (0 if setup.lora_rank else model.vocabulary))
+    activations = setup.gradient_branches * saved_activations(model, setup)
+    *states, host = _states(model, setup)
+    return Memory(*states, gathered, activations, head, generation, setup.vllm_bytes, setup.vllm_sleeps, host)
 
 
 def _states(model: ModelShape, setup: Setup) -> tuple[float, float, float, float, float]:
     """Weights, gradients, optimizer and reference on the device, and states on the host."""
     size, n, full = setup.dtype_bytes, setup.devices, not setup.lora_rank
     trained = model.parameters if full else model.lora_parameters(setup.lora_rank)
-    frozen = 0 if full else model.parameters
-    frozen_bytes: float = frozen * size
+    frozen: float = 0 if full else model.parameters * size
     if setup.four_bit:
-        frozen_bytes = model.embeddings * size + (frozen - model.embeddings) * _FOUR_BITS
+        frozen = model.embeddings * size + (model.parameters - model.embeddings) * _FOUR_BITS
     reference = model.parameters * size if setup.reference and full else 0
-    # an adapter beside bfloat16 weights is kept in float32, beside quantised ones in bfloat16
-    trained_size = size if full or setup.four_bit else 4
-
     if setup.sharding in ("none", "ddp"):
-        buckets = 2 if setup.sharding == "ddp" else 1  # data parallelism copies gradients into its buckets
-        own = trained * trained_size
-        return frozen_bytes + own, buckets * own, 2 * own, reference, 0
-    if setup.sharding == "fsdp2":  # float32 shards of what is trained
-        return (frozen_bytes + 4 * trained) / n, 4 * trained / n, 8 * trained / n, reference / n, 0
-    # DeepSpeed: weights and gradients in 16 bits; float32 weights, gradients and two moments of this device's share.
-    # ZeRO-3 turns gradients to float32 part by part, which its estimator counts as two bytes instead of four.
-    if size == 4:
-        raise ValueError("the formula knows DeepSpeed with bfloat16 weights only; set dtype_bytes to 2.")
-    moments = 16 * trained / n
+        # PEFT keeps an adapter of bfloat16 weights in float32, one of quantized weights in bfloat16
+        own = trained * (size if full or setup.four_bit else 4)
+        buckets = 2 if setup.sharding == "ddp" else 1  # DDP copies gradients into its buckets
+        return frozen + own, buckets * own, 2 * own, reference, 0
+    if setup.sharding == "fsdp2":  # float32 shards of the trained parameters
+        return (frozen + 4 * trained) / n, 4 * trained / n, 8 * trained / n, reference / n, 0
+    # DeepSpeed: weights and gradients in 16 bits, and in float32 a share of weights, gradients and moments.
+    # ZeRO-3 converts gradients to float32 part by part, which its estimator counts as two bytes instead of four.
+    shard = 16 * trained / n
     if setup.sharding == "zero3_offload":
-        states = frozen_bytes / n + 2 * trained / n + reference / n
-        return 0, 0, 0, 0, states + moments
+        return 0, 0, 0, 0, (frozen + 2 * trained + reference) / n + shard
     if setup.sharding == "zero3":
-        return (frozen_bytes + 2 * trained) / n, 2 * trained / n, 14 * trained / n, reference / n, 0
-    whole_gradients = 2 * trained / (1 if setup.sharding == "zero1" else n)
-    return frozen_bytes + 2 * trained, whole_gradients, moments, reference, 0
+        return (frozen + 2 * trained) / n, 2 * trained / n, 14 * trained / n, reference / n, 0
+    return frozen + 2 * trained, 2 * trained / (1 if setup.sharding == "zero1" else n), shard, reference, 0
 
 
 def prompt_tokens(model: ModelShape, setup: Setup) -> int:
@@ -287,15 +273,14 @@ def prompt_tokens(model: ModelShape, setup: Setup) -> int:
 
 def saved_activations(model: ModelShape, setup: Setup) -> float:
     """
-    Bytes that one forward keeps for its backward: with recomputation the input of every layer and the inside of one,
-    without it the inside of all.
+    Bytes that one forward keeps for its backward.
+
+    With recomputation these are the inputs of all layers and the inside of one, otherwise the inside of all.
     """
-    size, prompt, groups = setup.dtype_bytes, prompt_tokens(model, setup), -(-setup.rows // setup.group)
-    if setup.shared_prefix:
-        images, tokens = groups, groups * prompt + setup.rows * setup.completion
-    else:
-        images, tokens = setup.rows, setup.rows * (prompt + setup.completion)
-    patches = images * (setup.image_pixels // model.patch**2)
+    size, prompt = setup.dtype_bytes, prompt_tokens(model, setup)
+    prompts = -(-setup.rows // setup.group) if setup.shared_prefix else setup.rows
+    tokens = prompts * prompt + setup.rows * setup.completion
+    patches = prompts * (setup.image_pixels // model.patch**2)
     inside, inside_vision = tokens * layer_bytes(model, size), patches * vision_layer_bytes(model, size)
     if not setup.checkpointing:
         return model.layers * inside + model.vision_layers * inside_vision
@@ -305,9 +290,10 @@ def saved_activations(model: ModelShape, setup: Setup) -> float:
 
 def layer_bytes(model: ModelShape, size: int) -> float:
     """
-    Bytes that a decoder layer keeps a token: two norms (their input in float32, the normed and the scaled one),
-    queries, keys, values and the attention's result, and gate, its activation, up and their product. Norms on queries
-    and keys (Qwen3-VL) add their input in float32 and the normed one.
+    Bytes that a decoder layer keeps per token.
+
+    Two norms (their input in float32, normalized and scaled), queries, keys, values, the attention's result, and the
+    MLP's gate, its activation, up and their product; with norms of queries and keys also their input in float32.
     """
     norms = 2 * (4 + 2 * size) * model.hidden
     if model.query_key_norms:
@@ -317,31 +303,18 @@ def layer_bytes(model: ModelShape, size: int) -> float:
 
 def vision_layer_bytes(model: ModelShape, size: int) -> float:
     """
-    Bytes that a layer of the vision tower keeps a patch: two norms, the joint queries, keys and values, both with
-    their positions, the attention's result twice, and the MLP.
+    Bytes that a layer of the vision tower keeps per patch.
+
+    Two norms, joint queries, keys and values, two of them with positions, the attention's result twice, and the MLP.
     """
     norms = 2 * (4 + 2 * size) if model.vision_gated else 2 * 2 * size
     mlp = (4 if model.vision_gated else 2) * model.vision_intermediate
     return norms * model.vision_hidden + size * (7 * model.vision_hidden + mlp)
 
 
-def _head(model: ModelShape, setup: Setup) -> float:
-    """A tile of logits, the last hidden states' gradient in float32, and the head's own where it is trained."""
-    labelled = setup.rows * setup.completion
-    tile = min(labelled, _HEAD_TILE[0]) * min(model.vocabulary, _HEAD_TILE[1]) * setup.dtype_bytes
-    own = 0 if setup.lora_rank else 4 * model.vocabulary * model.hidden
-    return tile + 4 * labelled * model.hidden + own
-
-
-def _cache(model: ModelShape, setup: Setup) -> float:
-    """Keys and values of all rollouts, each with its prompt, and the logits of one step in float32."""
-    tokens = setup.rows * (prompt_tokens(model, setup) + setup.completion)
-    return tokens * model.layers * 2 * model.key_value * setup.dtype_bytes + 4 * setup.rows * model.vocabulary
-
-
 def setup_of(recipe: Mapping[str, Any], accelerate: Mapping[str, Any], *, card_gib: float = 80.0) -> Setup:
     """
-    Reads off a recipe and an accelerate configuration what the formula needs.
+    Reads from a recipe and an accelerate configuration what the formula needs.
 
     Args:
         recipe (`Mapping`):
@@ -349,32 +322,31 @@ def setup_of(recipe: Mapping[str, Any], accelerate: Mapping[str, Any], *, card_g
         accelerate (`Mapping`):
             Contents of a file of recipes/accelerate/.
         card_gib (`float`, *optional*, defaults to `80.0`):
-            Memory of a card, of which vLLM in the same process takes its share.
+            Memory of a card in GiB, of which vLLM in the same process reserves its share.
 
     Returns:
-        [`Setup`]
+        [`Setup`]: Settings of the training.
     """
-    rows, group = recipe.get("per_device_train_batch_size", 8), recipe.get("num_generations", 8)
-    vllm = bool(recipe.get("use_vllm"))
-    colocated = vllm and recipe.get("vllm_mode", "colocate") == "colocate"
-    degraded = recipe.get("perception_gamma", 1e-4) > 0 or recipe.get("entropy_degraded_coef", 1e-3) > 0
-    both = degraded and recipe.get("perception_gradient", "both") == "both"
+    get, adapter, vllm = recipe.get, bool(recipe.get("use_peft")), bool(recipe.get("use_vllm"))
+    rows, group = get("per_device_train_batch_size", 8), get("num_generations", 8)
+    colocated = vllm and get("vllm_mode", "colocate") == "colocate"
+    degraded = get("perception_gamma", 1e-4) > 0 or get("entropy_degraded_coef", 1e-3) > 0
     return Setup(
         sharding=sharding_of(accelerate),
         devices=accelerate.get("num_processes", 1),
         rows=rows,
         group=group,
-        image_pixels=recipe.get("max_pixels", 786_432),
-        completion=recipe.get("max_completion_length", 256),
-        dtype_bytes=2 if recipe.get("dtype") == "bfloat16" else 4,
-        lora_rank=recipe.get("lora_r", 16) if recipe.get("use_peft") else 0,
-        four_bit=bool(recipe.get("load_in_4bit")),
-        reference=recipe.get("beta", 0.0) > 0 and not recipe.get("use_peft"),
-        checkpointing=recipe.get("activation_checkpointing", True),
-        shared_prefix=recipe.get("shared_prefix", "auto") != "off" and rows % group == 0,
-        gradient_branches=2 if both else 1,
-        vllm_bytes=recipe.get("vllm_gpu_memory_utilization", 0.3) * card_gib * GIB if colocated else 0.0,
-        vllm_sleeps=bool(recipe.get("vllm_enable_sleep_mode")),
+        image_pixels=get("max_pixels", 786_432),
+        completion=get("max_completion_length", 256),
+        dtype_bytes=2 if get("dtype") == "bfloat16" else 4,
+        lora_rank=get("lora_r", 16) if adapter else 0,
+        four_bit=bool(get("load_in_4bit")),
+        reference=get("beta", 0.0) > 0 and not adapter,
+        checkpointing=get("activation_checkpointing", True),
+        shared_prefix=get("shared_prefix", "auto") != "off" and rows % group == 0,
+        gradient_branches=2 if degraded and get("perception_gradient", "both") == "both" else 1,
+        vllm_bytes=get("vllm_gpu_memory_utilization", 0.3) * card_gib * GIB if colocated else 0.0,
+        vllm_sleeps=bool(get("vllm_enable_sleep_mode")),
         generates=not vllm,
     )
 
@@ -385,5 +357,5 @@ def sharding_of(accelerate: Mapping[str, Any]) -> str:
     if kind == "DEEPSPEED":
         plugin = accelerate["deepspeed_config"]
         offload = plugin.get("offload_optimizer_device", "none") == "cpu"
-        return f"zero{plugin['zero_stage']}" + ("_offload" if offload else "")
+        return f"zero{plugin['zero_stage']}" + "_offload" * offload
     return {"NO": "none", "MULTI_GPU": "ddp", "FSDP": "fsdp2"}[kind]

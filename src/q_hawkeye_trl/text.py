@@ -1,9 +1,7 @@
-"""The default prompt, the default parser, and the text and images of conversations."""
+"""The default prompt, the default parser, and the text of completions."""
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
 
 QUALITY_PROMPT = (
     "What is your overall rating on the quality of this picture? The rating should be a float between 1 and 5, "
@@ -39,41 +37,6 @@ def quality_messages(prompt: str = QUALITY_PROMPT) -> list[dict]:
         `list[dict]`: A conversation of one user message.
     """
     return [{"role": "user", "content": prompt}]
-
-
-def fill_images(messages: list[dict], images: Sequence[Any]) -> list[dict]:
-    """
-    Put images into a conversation where TRL's `prepare_multimodal_messages` puts them.
-
-    They fill the empty image blocks in order. If the first user message is plain text, they go in front of it.
-    """
-    filled, placed = [], False
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str):
-            content = [{"type": "text", "text": content}]
-            if message["role"] == "user" and not placed:
-                placed, content = True, [{"type": "image"} for _ in images] + content
-        filled.append({**message, "content": content})
-    empty = [block for message in filled for block in message["content"] or [] if _is_empty(block)]
-    if len(empty) != len(images):
-        raise ValueError(f"The prompt has {len(empty)} places for images, and there are {len(images)} images.")
-    left = iter(images)
-    for message in filled:
-        if message["content"]:
-            blocks = message["content"]
-            message["content"] = [{**block, "image": next(left)} if _is_empty(block) else block for block in blocks]
-    return filled
-
-
-def conversation_images(messages: list[dict]) -> list[Any]:
-    """The images of a conversation whose blocks are filled, in order."""
-    blocks = (block for message in messages for block in message.get("content") or [])
-    return [block["image"] for block in blocks if block["type"] == "image"]
-
-
-def _is_empty(block: dict) -> bool:
-    return block["type"] == "image" and block.get("image") is None
 
 
 def completion_text(completion: str | list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""`HawkeyeGRPOTrainer`: hooks on TRL's `GRPOTrainer`; the formulas live in `objective`."""
+"""`HawkeyeGRPOTrainer`: hooks on TRL's `GRPOTrainer`; the formulas are in `objective`."""
 
 import math
 import textwrap
@@ -8,23 +8,24 @@ from typing import Any
 
 import datasets
 import torch
+from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
+from .checkpointing.exact_resume import ExactResumeMixin
 from .checks import check_compatible, check_dataset
 from .config import HawkeyeGRPOConfig
-from .data.epoch_sampler import EpochSampler
 from .data.image_columns import DecodeOnce, with_uniform_images
 from .degraded_batch import degraded_pixel_values
+from .evaluation.metrics import ScoreMonitor
 from .evaluation.validation import Validation
-from .guards import check_finite, check_gradient_norm, find_not_finite, guarded_rewards
+from .guards import FiniteGradientMixin, check_finite, check_images_alike, find_not_finite, guarded_rewards
 from .objective.perception import perception_kl, sampled_entropy
 from .objective.reduction import token_weights
 from .objective.schedule import perception_gamma_at
 from .objective.uncertainty import rollout_uncertainty, score_statistics, uncertainty_weights
-from .resumable import ResumableTrainer
-from .score_monitor import ScoreMonitor
-from .seam import VISION_KEYS, check_seam
+from .shared_prefix.shared_prompt import SharedPromptMixin
 from .text import completion_text, parse_score
+from .trl_compat import VISION_KEYS, check_method_hooks, group_size, mode
 
 ScoreFunc = Callable[[str], float | None]
 
@@ -33,50 +34,8 @@ TERMS_OF_LOSS = ("advantages", "old_per_token_logps", "ref_per_token_logps", "im
 DATASET_COLUMNS = ("degraded_image", "degraded_images", "mos", "mos_std", "image_id", "dataset")
 
 
-class HawkeyeGRPOTrainer(ResumableTrainer):
-    """
-    Trainer for the Q-Hawkeye method, proposed in [Q-Hawkeye: Reliable Visual Policy Optimization for Image Quality
-    Assessment](https://huggingface.co/papers/2601.22920).
-
-    It is [`~trl.GRPOTrainer`] with two changes. (1) The advantages of a group are multiplied by a weight that falls
-    with the variance of the scores that its rollouts state. (2) The loss has three more terms: minus gamma times the
-    KL divergence between the policy on the original and on a degraded image, and the entropies on both images. With
-    all coefficients 0 it is stock GRPO, bit for bit. A run that a crash or a signal ended is resumed to the bit
-    (docs/resume.md), with the weights of all model families. It ends with an error, on all ranks alike, where a loss
-    or gradient is not finite or a reward function fails.
-
-    Datasets have the columns `prompt` and `image` or `images`, optionally `degraded_image` or `degraded_images`
-    (without such a column the view is made on the fly), `mos` and `image_id`.
-
-    Args:
-        model, reward_funcs, args, ...:
-            As in [`~trl.GRPOTrainer`]; `args` is a [`HawkeyeGRPOConfig`].
-        score_fn (`Callable[[str], float | None]`, *optional*, defaults to [`parse_score`]):
-            Reads the score that a completion's text states, or `None` where it states none.
-        validation ([`~evaluation.validation.Validation`], *optional*):
-            Measures SRCC, PLCC, parse rate and spread on `eval_dataset` in place of TRL's evaluation loop.
-
-    Raises:
-        `TypeError`: `args` is not a [`HawkeyeGRPOConfig`].
-        `ValueError`: A setting or dataset with which the method can't work; the message says what to change.
-        `RuntimeError`: The installed TRL differs from the one that this trainer hooks into.
-        [`~errors.TrainingError`]: While training: a loss or gradient is not finite, or a reward function fails.
-
-    Example:
-
-    ```python
-    from q_hawkeye_trl import HawkeyeGRPOConfig, HawkeyeGRPOTrainer
-    from q_hawkeye_trl.rewards import accuracy_reward, format_reward
-
-    trainer = HawkeyeGRPOTrainer(
-        model="Qwen/Qwen2.5-VL-3B-Instruct",
-        reward_funcs=[accuracy_reward, format_reward],
-        args=HawkeyeGRPOConfig(output_dir="runs/koniq", bf16=True),
-        train_dataset=dataset,
-    )
-    trainer.train()
-    ```
-    """
+class HawkeyeMethodTrainer(GRPOTrainer):
+    """The Q-Hawkeye method on [`~trl.GRPOTrainer`], without prompt sharing and exact resume."""
 
     _tag_names = ["trl", "grpo", "q-hawkeye"]
     _name = "Q-Hawkeye"
@@ -103,7 +62,7 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
         validation: Validation | None = None,
         **kwargs,
     ):
-        check_seam()
+        check_method_hooks()
         if args is None:
             args = HawkeyeGRPOConfig(f"{_model_name(model)}-Q-Hawkeye")
         if not isinstance(args, HawkeyeGRPOConfig):
@@ -117,7 +76,6 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
         eval_dataset = with_uniform_images(eval_dataset)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, *positional, **kwargs)
         check_compatible(self)
-        self._set_up_sharing()
         self.score_fn = parse_score if score_fn is None else score_fn
         self.validation = validation
         self._monitors = {"train": ScoreMonitor(), "eval": ScoreMonitor()}
@@ -133,9 +91,6 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
             super()._set_signature_columns_if_needed()
             self._signature_columns = [*(self._signature_columns or []), *DATASET_COLUMNS]
 
-    def _get_train_sampler(self, dataset=None):
-        return EpochSampler(super()._get_train_sampler(dataset), lambda: self.state.epoch)
-
     def get_eval_dataloader(self, eval_dataset=None):
         return super().get_eval_dataloader(with_uniform_images(eval_dataset))  # one passed to `evaluate`
 
@@ -149,20 +104,20 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
 
     def _weigh_rows(self, inputs: list[dict[str, Any]], completions: list) -> torch.Tensor | None:
         """Weights of this rank's rows (B,), from the scores of whole groups, which can span ranks."""
-        mode, group_size = self._mode, self._group_size
+        phase, size = mode(self), group_size(self)
         local = torch.tensor(
             [[self._read_score(c), _number(x.get("mos"))] for x, c in zip(inputs, completions, strict=True)],
             device=self.accelerator.device,
         )
         scores, mos = self.accelerator.gather(local).unbind(dim=1)
-        scores, mos = scores.view(-1, group_size), mos.view(-1, group_size)[:, 0]
+        scores, mos = scores.view(-1, size), mos.view(-1, size)[:, 0]
         scale = {"score_min": self.args.score_min, "score_max": self.args.score_max}
         # clamped as the uncertainty does it: one absurd answer would own a mean
-        self._monitors[mode].update(scores.clamp(self.args.score_min, self.args.score_max), mos)
-        self._add_metrics(mode, score_statistics(scores, prefix="scores/", **scale))
+        self._monitors[phase].update(scores.clamp(self.args.score_min, self.args.score_max), mos)
+        self._add_metrics(score_statistics(scores, prefix="scores/", **scale))
         # the running figure so far, not the mean over the batches since the last log
-        self._metrics[mode] |= {f"scores/{k}": [v] for k, v in self._monitors[mode].correlations().items()}
-        if group_size == 1 or self.args.uncertainty_alpha == 0:  # a single rollout has no spread to speak of
+        self._metrics[phase] |= {f"scores/{k}": [v] for k, v in self._monitors[phase].correlations().items()}
+        if size == 1 or self.args.uncertainty_alpha == 0:  # a single rollout has no spread to speak of
             return None
 
         uncertainty = rollout_uncertainty(scores, unparsed=self.args.uncertainty_unparsed, **scale)
@@ -173,7 +128,6 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
             normalize=self.args.normalize_uncertainty_weights,
         )
         self._add_metrics(
-            mode,
             {
                 "uncertainty/mean": uncertainty.mean().item(),
                 "uncertainty/weight_mean": weights.mean().item(),
@@ -181,7 +135,7 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
             },
         )
         start = self.accelerator.process_index * len(inputs)
-        return weights.repeat_interleave(group_size)[start : start + len(inputs)]
+        return weights.repeat_interleave(size)[start : start + len(inputs)]
 
     def _read_score(self, completion) -> float:
         score = self.score_fn(completion_text(completion))
@@ -194,6 +148,7 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
         return float(score)
 
     def _generate_and_score_completions(self, inputs):
+        check_images_alike(inputs, self.accelerator)
         output = super()._generate_and_score_completions(inputs)
         weights, self._row_weights = self._row_weights, None
         if weights is not None:
@@ -201,7 +156,7 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
             output["advantages"] = advantages * (weights if advantages.dim() == 1 else weights.unsqueeze(1))
         if self._wants_degraded_view():
             self._attach_degraded_view(inputs, output)
-        return self._group_batch(output)
+        return output
 
     # Perception-aware loss
 
@@ -225,7 +180,7 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
             output["degraded_pixel_values"], has_view = self._degraded_pixels(inputs, output)
         output["has_degraded_view"] = has_view
         unpaired = self.accelerator.reduce((~has_view).sum().float(), reduction="sum")
-        self._add_metrics(self._mode, {"perception/rows_without_view": unpaired.item()})
+        self._add_metrics({"perception/rows_without_view": unpaired.item()})
 
     def _check_images_seen(self, here: bool) -> None:
         """Refuses a run whose data turns out to have no images; later batches may be without."""
@@ -268,7 +223,6 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
         return logps, entropies, aux_loss
 
     def _compute_loss(self, model, inputs):
-        inputs = self._ungroup_batch(inputs)
         with self._capture_forward() as captured:
             loss = super()._compute_loss(model, inputs)
         ((logps, entropies),) = captured
@@ -290,12 +244,6 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
             marks, self._not_finite = self._not_finite, {}
             check_finite("loss", marks, self.accelerator, self.state.global_step + 1)
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.mixed_precision != "fp16":  # whose scaler meets infinite gradients and skips them
-            check_gradient_norm(norm, self.accelerator, self.state.global_step + 1)
-        return norm
-
     def _perception_loss(
         self, model, inputs, logps: torch.Tensor, entropies: torch.Tensor, terms: dict[str, torch.Tensor]
     ) -> torch.Tensor:
@@ -309,7 +257,7 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
         sums = {"entropy_original": (entropy, mask)}
         gamma = self._gamma()
         if self.args.perception_gamma > 0:
-            self._add_metrics(self._mode, {"perception/gamma": gamma})
+            self._add_metrics({"perception/gamma": gamma})
 
         if "has_degraded_view" in inputs:
             logps_degraded, entropies_degraded = self._forward_degraded(model, inputs)
@@ -357,9 +305,9 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
 
     # Metrics
 
-    def _add_metrics(self, mode: str, metrics: dict[str, float]) -> None:
+    def _add_metrics(self, metrics: dict[str, float]) -> None:
         for key, value in metrics.items():
-            self._metrics[mode][key].append(value)
+            self._metrics[mode(self)][key].append(value)
 
     def _log_token_means(self, values: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Logs the mean of each (B, T) value over the tokens of its mask, over all ranks."""
@@ -367,7 +315,7 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
         totals = self.accelerator.reduce(local, reduction="sum")
         for key, (total, count) in zip(values, totals.tolist(), strict=True):
             if count > 0:
-                self._metrics[self._mode][f"perception/{key}"].append(total / count)
+                self._metrics[mode(self)][f"perception/{key}"].append(total / count)
 
     def evaluate(self, *args, **kwargs):
         self._monitors["eval"].clear()
@@ -381,18 +329,64 @@ class HawkeyeGRPOTrainer(ResumableTrainer):
             self, rows.dataset if isinstance(rows, DecodeOnce) else rows, metric_key_prefix
         )
 
-    # Checkpoints
+    # State for an exact resume
 
-    def _own_progress(self):
+    def _own_state(self):
         return {
             "monitors": {mode: monitor.state() for mode, monitor in self._monitors.items()},
             "seen_images": self._seen_images,
         }
 
-    def _restore_own_progress(self, progress):
-        for mode, pairs in progress["monitors"].items():
-            self._monitors[mode].load_state(pairs)
-        self._seen_images = progress["seen_images"]
+    def _restore_own_state(self, state):
+        for phase, pairs in state["monitors"].items():
+            self._monitors[phase].load_state(pairs)
+        self._seen_images = state["seen_images"]
+
+
+class HawkeyeGRPOTrainer(SharedPromptMixin, ExactResumeMixin, FiniteGradientMixin, HawkeyeMethodTrainer):
+    """
+    Trainer for the Q-Hawkeye method, proposed in [Q-Hawkeye: Reliable Visual Policy Optimization for Image Quality
+    Assessment](https://huggingface.co/papers/2601.22920).
+
+    It is [`~trl.GRPOTrainer`] with two changes. (1) The advantages of a group are multiplied by a weight that falls
+    with the variance of the scores that its rollouts state. (2) The loss has three more terms: minus gamma times the
+    KL divergence between the policy on the original and on a degraded image, and the entropies on both images. With
+    all coefficients 0 it is stock GRPO, bit for bit. A run that a crash or a signal ended is resumed to the bit
+    (docs/resume.md), with the weights of all model families. It ends with an error, on all ranks alike, where a loss
+    or gradient is not finite or a reward function fails.
+
+    Datasets have the columns `prompt` and `image` or `images`, optionally `degraded_image` or `degraded_images`
+    (without such a column the view is made on the fly), `mos` and `image_id`.
+
+    Args:
+        model, reward_funcs, args, ...:
+            As in [`~trl.GRPOTrainer`]; `args` is a [`HawkeyeGRPOConfig`].
+        score_fn (`Callable[[str], float | None]`, *optional*, defaults to [`parse_score`]):
+            Reads the score that a completion's text states, or `None` where it states none.
+        validation ([`~evaluation.validation.Validation`], *optional*):
+            Measures SRCC, PLCC, parse rate and spread on `eval_dataset` in place of TRL's evaluation loop.
+
+    Raises:
+        `TypeError`: `args` is not a [`HawkeyeGRPOConfig`].
+        `ValueError`: A setting or dataset with which the method can't work; the message says what to change.
+        `RuntimeError`: The installed TRL differs from the one that this trainer hooks into.
+        [`~errors.TrainingError`]: While training: a loss or gradient is not finite, or a reward function fails.
+
+    Example:
+
+    ```python
+    from q_hawkeye_trl import HawkeyeGRPOConfig, HawkeyeGRPOTrainer
+    from q_hawkeye_trl.rewards import accuracy_reward, format_reward
+
+    trainer = HawkeyeGRPOTrainer(
+        model="Qwen/Qwen2.5-VL-3B-Instruct",
+        reward_funcs=[accuracy_reward, format_reward],
+        args=HawkeyeGRPOConfig(output_dir="runs/koniq", bf16=True),
+        train_dataset=dataset,
+    )
+    trainer.train()
+    ```
+    """
 
 
 def _number(value) -> float:

@@ -86,8 +86,8 @@ def evaluate(
     failures counted as 3; how well the spread predicts the error. Exit status: 0, 3 if some images could not be read,
     1 for bad input.
     """
-    from ..evaluation.presets import get_preset
-    from ..evaluation.tables import SCALE, read_tables
+    from ..evaluation.public_sets import get_preset
+    from ..evaluation.score_tables import SCALE, read_tables
     from ..io.outputs import check_outputs
 
     sources = {name: context.get_parameter_source(name) for name in context.params}
@@ -176,9 +176,8 @@ def _report(
 
     from ..evaluation.results import as_json, evaluate_sets
     from ..io.atomic import write_json, write_text
-    from ..report.markdown import markdown_report
     from ..report.page import write_page
-    from ..report.terminal import print_report
+    from ..report.sections import markdown_report, print_report
 
     preset = analysis["preset"]
     results = evaluate_sets(tables, **analysis, say=lambda name: print(f"Evaluating {name!r} …", file=sys.stderr))

@@ -66,9 +66,9 @@ def score(
 
     from ..io.outputs import check_outputs
     from ..scoring.run import score_run
+    from ..scoring.score_file import check_table_path
     from ..scoring.sources import find_images
     from ..scoring.summary import print_summary
-    from ..scoring.table import check_table_path
 
     if out is not None:
         check_table_path(out)

@@ -19,7 +19,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.distortions import banding, contrast, darken, gaussian_blur, gaussian_noise, jpeg, motion_blur, pixelate
+from ..data.image_distortions import (
+    banding,
+    contrast,
+    darken,
+    gaussian_blur,
+    gaussian_noise,
+    jpeg,
+    motion_blur,
+    pixelate,
+)
 from .contents import draw_content
 
 SEEN_KINDS = ("gaussian_noise", "gaussian_blur", "jpeg", "darken")

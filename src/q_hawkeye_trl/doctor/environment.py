@@ -85,14 +85,20 @@ def check_trl(plan: Plan) -> Iterator[Finding]:
     """Check that TRL's methods have the parameters that the trainer expects."""
     import trl
 
-    from ..seam import HOOKED_METHODS, check_seam
+    from ..trl_compat import HOOKS, METHOD, TRL_REQUIREMENT, WITHOUT, changed_hooks, check_method_hooks
 
     try:
-        check_seam()
-    except RuntimeError as error:
-        yield problem("TRL", str(error), 'pip install "trl>=1.16,<1.17"')
-    else:
-        yield ok("TRL", f"{trl.__version__}: the {len(HOOKED_METHODS)} methods that the trainer hooks are as expected")
+        check_method_hooks()
+    except (ImportError, RuntimeError) as error:
+        yield problem("TRL", str(error), f'pip install "{TRL_REQUIREMENT}"')
+        return
+    changes = {part: changed_hooks(part) for part in HOOKS if part != METHOD}
+    for part, change in changes.items():
+        if change:
+            yield warning("TRL", f"{part.replace('_', ' ')} is off: {change}", WITHOUT[part])
+    if not any(changes.values()):
+        count = len({name for hooks in HOOKS.values() for name in hooks})
+        yield ok("TRL", f"{trl.__version__}: the {count} methods that the trainer hooks are as expected")
 
 
 def check_optional(plan: Plan) -> Iterator[Finding]:

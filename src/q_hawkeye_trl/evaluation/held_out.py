@@ -10,8 +10,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.images import load_image
+from ..data.messages import with_images
 from ..generation.engine import Conversation, PolicyAnswers
-from ..text import fill_images, parse_score, quality_messages
+from ..text import parse_score, quality_messages
 from .metrics import plcc, srcc
 
 ScoreFunction = Callable[[str], float | None]
@@ -91,7 +92,7 @@ def evaluate_held_out(
 def conversation_of(prompt: list[dict], images: Image.Image | list[Image.Image] | None) -> Conversation:
     """A dataset row's prompt with its images, upright and RGB, in place."""
     shown = images if isinstance(images, list) else [] if images is None else [images]
-    return fill_images(prompt, [load_image(image) for image in shown])
+    return with_images({"prompt": prompt, "images": [load_image(image) for image in shown]})
 
 
 def answer_scores(

@@ -1,13 +1,20 @@
 """Correlations and errors of predicted scores against mean opinion scores."""
 
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+if TYPE_CHECKING:
+    import torch
+
 
 def srcc(predicted: ArrayLike, target: ArrayLike) -> float:
     """
-    Computes Spearman's rank correlation; tied values share their mean rank.
+    Compute Spearman's rank correlation; tied values share their mean rank.
 
     Args:
         predicted (array-like of shape `(N,)`):
@@ -16,7 +23,7 @@ def srcc(predicted: ArrayLike, target: ArrayLike) -> float:
             Mean opinion scores, on any scale.
 
     Returns:
-        `float`: In [-1, 1]. `nan` when either side is constant, a single pair included: it then has no order.
+        `float`: In [-1, 1]; `nan` if either side is constant, as a single pair is.
 
     Raises:
         `ValueError`: Not two 1-D sequences of one length, empty, or a value that is not finite.
@@ -31,20 +38,9 @@ def srcc(predicted: ArrayLike, target: ArrayLike) -> float:
 
 def plcc(predicted: ArrayLike, target: ArrayLike) -> float:
     """
-    Computes Pearson's linear correlation of the scores as they are: no logistic curve is fitted first, so that figures
-    after such a fit are not comparable.
+    Compute Pearson's linear correlation of the scores as they are; see [`srcc`] for arguments and errors.
 
-    Args:
-        predicted (array-like of shape `(N,)`):
-            Predicted scores, on any scale.
-        target (array-like of shape `(N,)`):
-            Mean opinion scores, on any scale.
-
-    Returns:
-        `float`: In [-1, 1]. `nan` when either side is constant, a single pair included.
-
-    Raises:
-        `ValueError`: Not two 1-D sequences of one length, empty, or a value that is not finite.
+    Not comparable with a PLCC after a logistic fit, see [`~evaluation.logistic.plcc_fitted`].
 
     Source: Pearson (1895), "Note on regression and inheritance in the case of two parents".
     """
@@ -56,68 +52,76 @@ def plcc(predicted: ArrayLike, target: ArrayLike) -> float:
 
 def krcc(predicted: ArrayLike, target: ArrayLike) -> float:
     """
-    Computes Kendall's rank correlation, tau-b: pairs that are tied on one side count in the denominator only.
-
-    Args:
-        predicted (array-like of shape `(N,)`):
-            Predicted scores, on any scale.
-        target (array-like of shape `(N,)`):
-            Mean opinion scores, on any scale.
-
-    Returns:
-        `float`: In [-1, 1]. `nan` when either side is constant, a single pair included.
-
-    Raises:
-        `ValueError`: Not two 1-D sequences of one length, empty, or a value that is not finite.
+    Compute Kendall's rank correlation, tau-b; see [`srcc`] for arguments and errors.
 
     Source: Kendall (1945), "The treatment of ties in ranking problems".
     """
     predicted, target = checked(predicted, target)
     if constant(predicted) or constant(target):
         return float("nan")
-    # of the p-values, which nobody asks for here, the exact one is slow and the other one undefined for two images
+    # only the p-value, which is not used, depends on the method: exact is slow, asymptotic undefined for two images
     method = "asymptotic" if len(predicted) > 2 else "auto"
     return float(stats.kendalltau(predicted, target, variant="b", method=method).statistic)
 
 
 def rmse(predicted: ArrayLike, target: ArrayLike) -> float:
-    """
-    Computes the root of the mean squared error, both sides as they are: no curve is fitted first.
-
-    Args:
-        predicted (array-like of shape `(N,)`):
-            Predicted scores, on the scale of `target`.
-        target (array-like of shape `(N,)`):
-            Mean opinion scores.
-
-    Returns:
-        `float`: At least 0, in points of the scale.
-
-    Raises:
-        `ValueError`: Not two 1-D sequences of one length, empty, or a value that is not finite.
-    """
+    """Compute the root mean squared error, in points of the common scale; errors as for [`srcc`]."""
     predicted, target = checked(predicted, target)
     return float(np.sqrt(np.mean((predicted - target) ** 2)))
 
 
 def mae(predicted: ArrayLike, target: ArrayLike) -> float:
-    """
-    Computes the mean absolute error; parameters, result and errors as for [`rmse`].
-
-    Returns:
-        `float`: At least 0, in points of the scale.
-    """
+    """Compute the mean absolute error, in points of the common scale; errors as for [`srcc`]."""
     predicted, target = checked(predicted, target)
     return float(np.mean(np.abs(predicted - target)))
 
 
+class ScoreMonitor:
+    """
+    Running correlations of the rollouts' mean scores with the MOS, for the training log.
+
+    Args:
+        window (`int`, *optional*, defaults to `512`):
+            Number of most recent images that are correlated.
+    """
+
+    def __init__(self, window: int = 512):
+        self._pairs: deque[tuple[float, float]] = deque(maxlen=window)
+
+    def update(self, scores: "torch.Tensor", mos: "torch.Tensor") -> None:
+        """Add N images: `scores` of shape `(N, G)` and `mos` of shape `(N,)`, NaN where unknown."""
+        means = scores.nanmean(dim=1)
+        known = ~(means.isnan() | mos.isnan())
+        self._pairs.extend(zip(means[known].tolist(), mos[known].tolist(), strict=True))
+
+    def correlations(self) -> dict[str, float]:
+        """Return `srcc` and `plcc` over the window; empty with fewer than three images."""
+        if len(self._pairs) < 3:
+            return {}
+        means, mos = zip(*self._pairs, strict=True)
+        return {"srcc": srcc(means, mos), "plcc": plcc(means, mos)}
+
+    def state(self) -> list[tuple[float, float]]:
+        """Return the window's content, for a checkpoint."""
+        return list(self._pairs)
+
+    def load_state(self, pairs: Iterable[tuple[float, float]]) -> None:
+        """Replace the window's content by what [`~ScoreMonitor.state`] returned."""
+        self._pairs.clear()
+        self._pairs.extend((mean, mos) for mean, mos in pairs)
+
+    def clear(self) -> None:
+        """Empty the window."""
+        self._pairs.clear()
+
+
 def checked(predicted: ArrayLike, target: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Both sequences as float64 arrays of shape `(N,)`; raises `ValueError` as the metrics say."""
+    """Return both sequences as float64 arrays of shape `(N,)`; errors as for [`srcc`]."""
     predicted, target = np.asarray(predicted, dtype=np.float64), np.asarray(target, dtype=np.float64)
     if predicted.ndim != 1 or predicted.shape != target.shape:
         raise ValueError(f"Expected two sequences of one length, got shapes {predicted.shape} and {target.shape}.")
     if predicted.size == 0:
-        raise ValueError("There is nothing to correlate: both sequences are empty.")
+        raise ValueError("Both sequences are empty: expected at least one score.")
     for name, values in (("predicted", predicted), ("target", target)):
         if not np.isfinite(values).all():
             raise ValueError(f"`{name}` has {int((~np.isfinite(values)).sum())} values that are not finite.")
@@ -125,5 +129,5 @@ def checked(predicted: ArrayLike, target: ArrayLike) -> tuple[np.ndarray, np.nda
 
 
 def constant(values: np.ndarray) -> bool:
-    """Whether all values of a filled array are the same."""
+    """Return whether all values of a non-empty array are equal."""
     return bool((values == values[0]).all())

@@ -1,20 +1,17 @@
-"""Everything that a report says about a set, worked out once: the table, the JSON and the pages read it from here."""
+"""All that a report says about a set, computed once: the terminal, the JSON and the pages read it from here."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .compare import check_same, compare_tables
-from .distortions import distortion_of
-from .figures import MIDDLE, breakdown, set_figures
+from .figures import MIDDLE, breakdown, check_same, compare_tables, set_figures
 from .intervals import DRAWS
-from .presets import Preset, departures
-from .published import PublishedRow, published_rows
-from .tables import ScoreTable
+from .public_sets import Preset, PublishedRow, departures, distortion_of, published_rows
+from .score_tables import ScoreTable
 
 MANY_MISSING = 0.01
-"""Share of missing scores from which a report says that leaving them out flatters."""
+"""Share of missing scores above which the report warns."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +25,13 @@ class SetResult:
         figures (`dict`):
             As [`~evaluation.figures.set_figures`] returns them.
         by_distortion, by_group (`dict[str, dict]`):
-            As [`~evaluation.figures.breakdown`]; empty where the set has no kinds of distortion, or no references.
+            As [`~evaluation.figures.breakdown`] returns them; empty without kinds of distortion, or references.
         warnings (`list[str]`):
             What a reader of the figures must know.
         published (`list[PublishedRow]`):
-            Figures of others, quoted.
+            Quoted figures.
         comparison (`dict`, *optional*):
-            As [`~evaluation.compare.compare_tables`], with `other`, the name of the other model.
+            As [`~evaluation.figures.compare_tables`], with `other`, the name of the other model.
     """
 
     table: ScoreTable
@@ -52,11 +49,11 @@ class SetResult:
 
     @property
     def errors(self) -> np.ndarray:
-        """Score minus MOS, a missing score counted as 3, shape `(N,)`."""
+        """Score minus MOS with 3 for a missing score, shape `(N,)`."""
         return np.where(np.isnan(self.table.score), MIDDLE, self.table.score) - self.table.mos
 
     def worst(self, count: int) -> np.ndarray:
-        """Rows of the largest absolute errors, largest first; equal ones in the order of the table."""
+        """Return the rows of the largest absolute errors, largest first."""
         return np.argsort(-np.abs(self.errors), kind="stable")[:count]
 
 
@@ -72,29 +69,29 @@ def evaluate_sets(
     say: Callable[[str], None] = lambda text: None,
 ) -> list[SetResult]:
     """
-    Evaluates sets one by one.
+    Evaluate sets one by one.
 
     Args:
         tables (`Sequence[ScoreTable]`):
-            The scored images of each set; each name once.
+            The scored images of each set, with distinct names.
         preset ([`Preset`], *optional*):
-            Protocol: which labels the correlations are taken with, and which test set it means.
+            Protocol: the labels of the correlations, and the expected test set.
         others (`Sequence[ScoreTable]`, *optional*):
             Scores of another model for the same sets, to compare with.
         other_name (`str`, *optional*):
-            What to call that model.
+            Name of that model.
         published (`bool`, *optional*, defaults to `False`):
             Whether to quote published figures.
         draws (`int`, *optional*, defaults to `1000`), seed (`int`, *optional*, defaults to `0`):
             Draws of the bootstrap, and its seed.
         say (`Callable[[str], None]`, *optional*):
-            Gets the name of each set before its bootstrap.
+            Called with the name of each set before its bootstrap.
 
     Returns:
-        `list[SetResult]`: In order.
+        `list[SetResult]`: In the order of `tables`.
 
     Raises:
-        `ValueError`: A name twice, or a set that the other model has not scored.
+        `ValueError`: Two sets have one name, or the other model has not scored the same images.
     """
     results = []
     for table, other in zip(tables, matched(tables, others, other_name), strict=True):
@@ -102,10 +99,8 @@ def evaluate_sets(
         target = preset.target if preset is not None and table.mos_raw is not None else "mos"
         comparison = None
         if other is not None:
-            comparison = {
-                "other": other_name,
-                **compare_tables(table, other, target=target, draws=draws, seed=seed),
-            }
+            differences = compare_tables(table, other, target=target, draws=draws, seed=seed)
+            comparison = {"other": other_name, **differences}
         kinds = table.distortion or tuple(distortion_of(table.name, name) for name in table.image_id)
         figures = set_figures(table, target=target, draws=draws, seed=seed)
         results.append(
@@ -126,18 +121,9 @@ def matched(
     tables: Sequence[ScoreTable], others: Sequence[ScoreTable], other_name: str
 ) -> list[ScoreTable] | list[None]:
     """
-    Finds for each set the other model's table of the same images.
+    Return the other model's table for each set; `None` without another model. Scores are not needed yet.
 
-    Args:
-        tables (`Sequence[ScoreTable]`), others (`Sequence[ScoreTable]`), other_name (`str`):
-            As in [`evaluate_sets`]; the scores don't matter, so that it can be asked before there are any.
-
-    Returns:
-        `list[ScoreTable]` or `list[None]`: One for each of `tables`; `None` without another model. Of one set and one
-        other the names need not agree.
-
-    Raises:
-        `ValueError`: As [`evaluate_sets`] and [`~evaluation.compare.compare_tables`].
+    The names need not agree where there is one set on both sides. Raises `ValueError` as [`evaluate_sets`].
     """
     names = [table.name for table in tables]
     twice = {name for name in names if names.count(name) > 1}
@@ -156,20 +142,7 @@ def matched(
 
 
 def as_json(results: Sequence[SetResult], preset: Preset | None = None) -> dict:
-    """
-    Arranges results for a JSON file.
-
-    Args:
-        results (`Sequence[SetResult]`):
-            Results of the sets.
-        preset ([`Preset`], *optional*):
-            Protocol that was asked for.
-
-    Returns:
-        `dict`: By the name of the set: the figures with `_low` and `_high`, and beside them `with_failures`, `spread`,
-        `by_distortion`, `by_group`, `warnings`, `preset`, `published` (each row with `quoted: true`) and `comparison`.
-        Figures that are undefined are `nan`, which [`~files.write_json`] writes as `null`.
-    """
+    """Arrange results for a JSON file, by the name of the set; undefined figures are `nan`."""
     return {
         result.name: {
             **result.figures,
@@ -188,24 +161,24 @@ def _warnings(table: ScoreTable, figures: dict, preset: Preset | None) -> list[s
     warnings = [] if preset is None else departures(preset, table.name, len(table))
     if preset is not None and preset.target == "mos_raw" and table.mos_raw is None:
         warnings.append(
-            f"{preset.name} takes the labels as released (mos_raw), which are not there: mos is used, which gives the "
-            "same correlations only if it is a rising straight line of them."
+            f"{preset.name} correlates with the labels as released, but there is no mos_raw: mos is used. The "
+            "correlations are the same only if mos is a rising linear function of the released labels."
         )
     missing = 1 - figures["coverage"]
     if missing > MANY_MISSING:
         warnings.append(
-            f"{missing:.1%} of the images have no score: leaving them out flatters the model, so look at the figures "
-            "with failures."
+            f"{missing:.1%} of the images have no score. Leaving them out flatters the model: see the figures with "
+            "failures."
         )
     if table.out_of_range:
-        warnings.append(f"Scores that lie outside of the scale: {table.out_of_range}; they count as they are.")
+        warnings.append(f"Scores outside the scale: {table.out_of_range}; they are not clamped.")
     if figures["logistic"] is not None and not figures["logistic"]["rises"]:
         warnings.append("The fitted curve falls: higher scores go with lower MOS, which the fitted PLCC hides.")
     if figures["resampled"] == "group" and figures["units"] == 1:
-        warnings.append("All images are made from one reference: there is nothing to draw, so there are no intervals.")
+        warnings.append("All images are made from one reference, so there are no intervals.")
     elif figures["resampled"] == "group" and figures["units"] < 40:
         warnings.append(
-            f"{figures['units']} references: with so few the intervals tend to be somewhat too narrow (about 90% "
-            "instead of 95% at 20)."
+            f"Only {figures['units']} references: the intervals tend to be too narrow (coverage about 90% instead of "
+            "95% at 20)."
         )
     return warnings

@@ -22,8 +22,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from ..data.degradations import pixel_hash
-from ..text import conversation_images
-from .prefill import HOOKED_METHODS, PER_ROW, shared_prefill
+from ..data.messages import generation_inputs, message_images
+from .prefill import HOOKED, PER_ROW, shared_prefill
 from .replaced import replaced
 
 TOLERANCE = 1e-4
@@ -130,7 +130,7 @@ class PolicyAnswers:
     def _answer(self, conversations: Sequence[Conversation]) -> list[Answers]:
         count, seeds = self.rollouts or 1, None
         if self.rollouts is not None:
-            images = [conversation_images(conversation) for conversation in conversations]
+            images = [message_images(conversation) for conversation in conversations]
             seeds = np.concatenate([rollout_seeds(self.seed, row, count) for row in images])
         decoded = self._decode(conversations, count, seeds)
         answers: list[Answers] = []
@@ -159,9 +159,9 @@ class PolicyAnswers:
 
     @torch.no_grad()  # not inference mode, whose tensors a model in training could not use later
     def _decode(self, conversations: Sequence[Conversation], rollouts: int, seeds: np.ndarray | None) -> Decoded:
-        counts = [len(conversation_images(conversation)) for conversation in conversations]
+        counts = [len(message_images(conversation)) for conversation in conversations]
         sharing: Any = nullcontext()
-        if rollouts > 1 and all(hasattr(self.policy, name) for name in HOOKED_METHODS):
+        if rollouts > 1 and all(hasattr(self.policy, name) for name in HOOKED):
             inputs = _repeat_rows(self._inputs(conversations), rollouts, counts)
             counts = [count for count in counts for _ in range(rollouts)]
             sharing = shared_prefill(self.policy, rollouts, counts)
@@ -192,14 +192,7 @@ class PolicyAnswers:
 
     def _inputs(self, conversations: Sequence[Conversation]):
         try:
-            return self.processor.apply_chat_template(
-                list(conversations),
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                processor_kwargs={"padding": True, "padding_side": "left"},
-            )
+            return generation_inputs(self.processor, conversations)
         except ValueError as error:
             raise ImageRefused(f"the model's processor refuses the image: {error}") from error
 

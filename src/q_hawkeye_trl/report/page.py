@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import load_image
-from ..evaluation.presets import Preset
+from ..evaluation.public_sets import Preset
 from ..evaluation.results import SetResult
+from ..evaluation.score_tables import ScoreTable
 from ..scoring.gallery import GalleryRow, page_environment, write_gallery
 from ..scoring.scored import ScoredImage
 from .plots import as_data_uri, residuals, risk, scatter
-from .wording import EXPLANATION, NAMES, QUOTED, counted, interval, number, units, verdict, with_interval
+from .sections import EXPLANATION, protocol_line, sections_of, summary_line
 
 PictureOf = Callable[[str, str], Image.Image | None]
 
@@ -31,61 +32,48 @@ def write_page(
     pictures: int = 100,
 ) -> None:
     """
-    Writes the page, atomically. Everything that comes from outside, names, answers, errors, is escaped; the page loads
-    nothing and runs no script but its own, see [`~scoring.gallery.write_gallery`].
+    Write the page, atomically; everything from outside is escaped, see [`~scoring.gallery.write_gallery`].
 
     Args:
         path (`str` or `os.PathLike`):
             HTML file to write or replace.
         results (`Sequence[SetResult]`):
             Results of the sets.
-        title (`str`):
-            Title.
-        facts (`Mapping`):
-            What stands below the title.
+        title (`str`), facts (`Mapping`):
+            Title, and the facts below it.
         preset ([`Preset`], *optional*):
             Protocol.
         scored (`Mapping[tuple[str, str], ScoredImage]`, *optional*):
-            By set and `image_id` what the model said in full. By default the table's own columns are shown.
+            The model's answers by set and `image_id`. By default from the columns of the table.
         picture_of (`Callable[[str, str], PIL.Image.Image | None]`, *optional*):
-            Loads the picture of a set's image. By default the files that the table's `image` column names.
+            Loads the picture of a set's image. By default the files in the table's `image` column.
         pictures (`int`, *optional*, defaults to `100`):
-            Images shown of each set, those of the largest errors.
-
-    Raises:
-        `OSError`: The file can't be written.
+            Number of images shown of each set, those of the largest errors.
     """
-    environment = page_environment(Path(__file__).parent)
     shown = [result.worst(pictures) for result in results]
-    sections = environment.get_template("sections.html.jinja").render(
-        results=results,
-        preset=preset,
-        names=NAMES,
+    template = page_environment(Path(__file__).parent).get_template("sections.html.jinja")
+    html = template.render(
+        results=[
+            {
+                "name": result.name,
+                "summary": summary_line(result.figures),
+                "warnings": result.warnings,
+                "sections": list(sections_of(result, preset)),
+                "plots": _plots(result),
+            }
+            for result in results
+        ],
+        protocol=None if preset is None else protocol_line(preset),
         explanation=EXPLANATION,
-        quoted=QUOTED,
-        number=number,
-        interval=interval,
-        with_interval=with_interval,
-        counted=counted,
-        units=units,
-        verdict=verdict,
-        plots=[_plots(result) for result in results],
         shown=sum(map(len, shown)),
         total=sum(len(result.table) for result in results),
     )
-    several = len(results) > 1
-    columns = [*(["Set"] if several else []), "MOS", "Error"]
-    for title_of, column in (("Distortion", "distortion"), ("Reference", "group")):
+    columns = [*(["Set"] if len(results) > 1 else []), "MOS", "Error"]
+    for heading, column in (("Distortion", "distortion"), ("Reference", "group")):
         if any(getattr(result.table, column) for result in results):
-            columns.append(title_of)
-    write_gallery(
-        path,
-        _rows(results, shown, columns, scored or {}, picture_of),
-        title=title,
-        extra_sections_html=sections,
-        extra_columns=columns,
-        facts=facts,
-    )
+            columns.append(heading)
+    rows = _rows(results, shown, columns, scored or {}, picture_of)
+    write_gallery(path, rows, title=title, extra_sections_html=html, extra_columns=columns, facts=facts)
 
 
 def _plots(result: SetResult) -> list[dict[str, str]]:
@@ -116,14 +104,11 @@ def _rows(
                 "Reference": table.group[row] if table.group else "",
             }
             picture = partial(picture_of, table.name, name) if picture_of else partial(_file, table, row)
-            yield GalleryRow(
-                scored.get((table.name, name)) or _scored_of(table, row),
-                picture,
-                {column: extra[column] for column in columns},
-            )
+            image = scored.get((table.name, name)) or _scored_of(table, row)
+            yield GalleryRow(image, picture, {column: extra[column] for column in columns})
 
 
-def _scored_of(table, row: int) -> ScoredImage:
+def _scored_of(table: ScoreTable, row: int) -> ScoredImage:
     score, spread = table.score[row], np.nan if table.spread is None else table.spread[row]
     answer = table.answer[row] if table.answer else ""
     value = None if np.isnan(score) else float(score)
@@ -137,7 +122,7 @@ def _scored_of(table, row: int) -> ScoredImage:
     )
 
 
-def _file(table, row: int) -> Image.Image | None:
+def _file(table: ScoreTable, row: int) -> Image.Image | None:
     path = table.image[row] if table.image else ""
     try:
         return load_image(path) if path else None

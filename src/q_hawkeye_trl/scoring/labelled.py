@@ -13,8 +13,8 @@ from PIL import Image
 
 from ..data.folder import load_folder
 from ..evaluation.held_out import held_out_metrics
-from ..evaluation.presets import WHOLE, Preset
-from ..evaluation.tables import SCALE, ScoreTable, build_table
+from ..evaluation.public_sets import WHOLE, Preset
+from ..evaluation.score_tables import SCALE, ScoreTable, build_table
 from ..io.atomic import open_atomic, without_nan
 from ..question import Question
 from .run import picture_of
@@ -103,7 +103,7 @@ def tables_of(
 
     Returns:
         `tuple[list[ScoreTable], list[dict]]`: A table for each set, mapped onto [1, 5], and the rows of a file that
-        [`~evaluation.tables.read_tables`] reads.
+        [`~evaluation.score_tables.read_tables`] reads.
     """
     rows = []
     for label, result in zip(images.labels, scored, strict=True):

@@ -15,11 +15,11 @@ from PIL import Image
 from ..io.outputs import check_outputs
 from .gallery import GalleryRow, write_gallery
 from .policy import adapter_base
+from .score_file import check_table_path, write_table
 from .scored import ScoredImage
 from .scorer import HawkeyeScorer
 from .sources import ImageSource
 from .summary import Summary, summarize
-from .table import check_table_path, write_table
 from .unfinished import UnfinishedScores
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
@@ -144,8 +144,8 @@ def score_run(
         sources (`Sequence[ImageSource]`):
             Images; the same in every process.
         out (`str` or `os.PathLike`, *optional*):
-            Table to write, see [`~scoring.table.write_table`]. Without it nothing is kept between runs, and there is
-            one process only.
+            Table to write, see [`~scoring.score_file.write_table`]. Without it nothing is kept between runs, and only
+            one process can run.
         html (`str` or `os.PathLike`, *optional*):
             Page to write, see [`~scoring.gallery.write_gallery`].
         reasoning (`bool`, *optional*, defaults to `False`):
@@ -168,7 +168,7 @@ def score_run(
             return None
         summary = summarize(scores.scored(sources))
         if out is not None:
-            write_table(out, scores.scored(sources), scores.folder / "table", reasoning=reasoning)
+            write_table(out, scores.scored(sources), reasoning=reasoning)
         if html is not None:
             _write_page(html, sources, scores.scored(sources), summary, job.settings, title)
     return summary

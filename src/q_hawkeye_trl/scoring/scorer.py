@@ -12,9 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..data.messages import with_images
 from ..generation.engine import Answers, PolicyAnswers
 from ..question import override
-from ..text import fill_images
 from .policy import find_question, load_policy
 from .scored import DEFAULT_QUESTION, ScoredImage, score_answers
 from .sources import FileSource, ImageSource, MemorySource
@@ -232,7 +232,7 @@ class HawkeyeScorer:
 
     def _ask(self, source: ImageSource, images: list[Image.Image]) -> list[dict]:
         prompt = source.prompt if self.question.prompt is None else self.question.messages()
-        return fill_images(prompt, images)
+        return with_images({"prompt": prompt, "images": images})
 
 
 def _sources(images: Sequence[Shown | list[Shown]]) -> list[ImageSource]:

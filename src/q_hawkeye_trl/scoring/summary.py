@@ -1,7 +1,6 @@
-"""What a scoring run says at its end: counts, and the best, the worst and the least certain images."""
+"""The end of a scoring run on the terminal: counts, and the best, the worst and the least certain images."""
 
-import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rich import box
@@ -9,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..wording import counted, number, printable
 from .scored import ScoredImage
 
 
@@ -19,19 +19,15 @@ class Summary:
 
     Args:
         images (`int`):
-            Images in all.
-        scored (`int`):
-            Images with a score.
-        unparsed (`int`):
-            Images that were read, of which no rollout had a score.
-        broken (`int`):
-            Images with an error.
+            Number of images.
+        scored (`int`), unparsed (`int`), broken (`int`):
+            Images with a score, readable images without one in any answer, and images with an error.
         clamped (`int`):
-            Rollouts beyond the scale.
+            Rollouts outside the scale.
         best, worst, uncertain (`list[ScoredImage]`):
-            Images with the highest and the lowest score and with the largest spread, the most extreme first.
+            Images of the highest and the lowest score and of the largest spread, the most extreme first.
         all (`list[ScoredImage]`):
-            Every image with a score, the best first, where two of these lists would hold them; otherwise empty.
+            Every image with a score, the best first, if the lists above would hold most of them; otherwise empty.
         errors (`list[ScoredImage]`):
             The first images with an error.
     """
@@ -49,71 +45,47 @@ class Summary:
 
 
 def summarize(scored: Iterable[ScoredImage], shown: int = 5) -> Summary:
-    """
-    Counts scores and finds the extremes in one pass, in memory that does not grow with the number of images.
-
-    Args:
-        scored (`Iterable[ScoredImage]`):
-            Scores.
-        shown (`int`, *optional*, defaults to `5`):
-            Images in each list.
-
-    Returns:
-        [`Summary`]
-    """
+    """Count scores and find the extremes, `shown` in each list, in one pass and constant memory."""
     summary = Summary()
-    best, worst, uncertain = _Largest(shown), _Largest(shown), _Largest(shown)
     for each in scored:
         summary.images += 1
         summary.clamped += each.clamped
         if each.error is not None:
             summary.broken += 1
-            if len(summary.errors) < shown:
-                summary.errors.append(each)
+            summary.errors = [*summary.errors, each][:shown]
         elif each.score is None:
             summary.unparsed += 1
         else:
             summary.scored += 1
-            if summary.scored <= 2 * shown:
-                summary.all.append(each)
-            best.offer(each.score, each)
-            worst.offer(-each.score, each)
+            summary.all = [*summary.all, each][: 2 * shown]
+            # stable sorts: of equal values the first image stays first
+            summary.best = sorted([*summary.best, each], key=_falling)[:shown]
+            summary.worst = sorted([*summary.worst, each], key=lambda image: image.score)[:shown]
             if each.spread is not None:
-                uncertain.offer(each.spread, each)
+                summary.uncertain = sorted([*summary.uncertain, each], key=lambda image: -image.spread)[:shown]
     summary.all = sorted(summary.all, key=_falling) if summary.scored <= 2 * shown else []
-    summary.best, summary.worst, summary.uncertain = best.ordered(), worst.ordered(), uncertain.ordered()
     return summary
 
 
-def print_summary(summary: Summary, console: Console, shown: Callable[[ScoredImage], str] | None = None) -> None:
-    """
-    Prints counts and extremes. Names are printed as they are: what looks like markup is not taken for it.
-
-    Args:
-        summary ([`Summary`]):
-            What to print.
-        console (`rich.console.Console`):
-            Where to.
-        shown (`Callable[[ScoredImage], str]`, *optional*):
-            What the last column says. By default the reasoning.
-    """
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print counts and extremes; names are printed literally."""
     if summary.scored:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("", "image"):
-            table.add_column(name, overflow="fold")
-        for name in ("score", "spread", "parsed"):
-            table.add_column(name, justify="right")
-        table.add_column("reasoning", overflow="fold")
+        for name in ("", "image", "score", "spread", "parsed", "reasoning"):
+            is_number = name in ("score", "spread", "parsed")
+            table.add_column(
+                name, justify="right" if is_number else "left", overflow="ellipsis" if is_number else "fold"
+            )
         for heading, images in _groups(summary):
-            for number, each in enumerate(images):
-                table.add_row(heading if number == 0 else "", *_cells(each))
+            for position, each in enumerate(images):
+                table.add_row(heading if position == 0 else "", *_cells(each))
             table.add_section()
         console.print(table)
     for each in summary.errors:
-        console.print(Text(_printable(f"no score: {each.error}"), style="red"))
+        console.print(Text(printable(f"no score: {each.error}"), style="red"))
     if summary.broken > len(summary.errors):
         console.print(Text(f"… and {summary.broken - len(summary.errors)} more with an error", style="red"))
-    counts = [f"{_images(summary.images)}: {summary.scored:,} scored"]
+    counts = [f"{counted(summary.images, 'image')}: {summary.scored:,} scored"]
     for count, what in (
         (summary.unparsed, "without a score in any answer"),
         (summary.broken, "unreadable"),
@@ -137,40 +109,9 @@ def _falling(each: ScoredImage) -> float:
 
 def _cells(each: ScoredImage) -> list[Text]:
     reasoning = " ".join((each.reasoning or "").split())
-    spread = "–" if each.spread is None else f"{each.spread:.2f}"
-    texts = (f"{each.score:.2f}", spread, f"{100 * (each.parse_rate or 0):.0f}%")
+    parsed = f"{each.parse_rate or 0:.0%}"
+    shortened = printable(reasoning[:120]) + "…" * (len(reasoning) > 120)
     return [
-        Text(_printable(each.image)),
-        *map(Text, texts),
-        Text(_printable(reasoning[:120]) + "…" * (len(reasoning) > 120)),
+        Text(text)
+        for text in (printable(each.image), number(each.score, 2), number(each.spread, 2), parsed, shortened)
     ]
-
-
-def _printable(text: str) -> str:
-    # a name may hold control characters, which a terminal would obey
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"
-
-
-class _Largest:
-    """The few items with the largest values; of equal ones the first."""
-
-    def __init__(self, count: int):
-        self.count, self.seen = count, 0
-        self.heap: list[tuple[float, int, ScoredImage]] = []
-
-    def offer(self, value: float, item: ScoredImage) -> None:
-        self.seen += 1
-        entry = (value, -self.seen, item)
-        if len(self.heap) < self.count:
-            heapq.heappush(self.heap, entry)
-        elif entry > self.heap[0]:
-            heapq.heapreplace(self.heap, entry)
-
-    def ordered(self) -> list[ScoredImage]:
-        return [item for _, _, item in sorted(self.heap, key=lambda entry: entry[:2], reverse=True)]

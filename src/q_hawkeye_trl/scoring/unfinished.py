@@ -16,7 +16,7 @@ from .sources import ImageSource
 
 SETTINGS_FILE = "settings.json"
 
-_OWN = re.compile(r"\.?settings\.json(\..*partial)?|scores-\d+\.jsonl|\.?table.*")
+_OWN = re.compile(r"\.?settings\.json(\..*partial)?|scores-\d+\.jsonl")
 
 
 class ScoreLine(NamedTuple):

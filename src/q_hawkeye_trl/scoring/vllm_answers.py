@@ -8,8 +8,8 @@ from typing import Any
 from transformers import AutoProcessor
 
 from ..data.degradations import pixel_hash
+from ..data.messages import message_images
 from ..generation.engine import Answers, Conversation
-from ..text import conversation_images
 from .policy import adapter_base
 
 
@@ -61,7 +61,7 @@ class VllmAnswers:
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[Answers]:
         """Answer a batch: K texts for each conversation, or the error of that one alone."""
-        images = [conversation_images(conversation) for conversation in conversations]
+        images = [message_images(conversation) for conversation in conversations]
         fitting = [number for number, shown in enumerate(images) if len(shown) <= self.most_images]
         outputs = self.engine.generate(
             [self._prompt(conversations[number], images[number]) for number in fitting],

@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel, is_peft_model
 from transformers import PreTrainedModel
 
-from ..seam import TOKEN_TYPE_KEYS
+from ..trl_compat import TOKEN_TYPE_KEYS
 from .layout import PackedRow, pack
 
 

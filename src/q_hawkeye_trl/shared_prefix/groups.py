@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from ..seam import IMAGE_KEYS
+from ..trl_compat import IMAGE_KEYS
 
 
 def group_rows(batch: dict[str, Any], group_size: int) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def group_images(images: dict[str, Any], group_size: int) -> dict[str, Any]:
 
     Args:
         images (`dict`):
-            Those entries of a TRL batch of B rows that describe its images (`seam.IMAGE_KEYS`).
+            Those entries of a TRL batch of B rows that describe its images (`trl_compat.IMAGE_KEYS`).
         group_size (`int`):
             Rollouts of a group.
 

@@ -8,7 +8,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from ..generation.replaced import replaced
-from ..seam import TOKEN_TYPE_KEYS
+from ..trl_compat import TOKEN_TYPE_KEYS
 
 
 @contextmanager

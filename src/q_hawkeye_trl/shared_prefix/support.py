@@ -6,7 +6,8 @@ from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..generation.prefill import DYNAMIC_CACHES, HOOKED_METHODS
+from ..generation.prefill import DYNAMIC_CACHES
+from ..trl_compat import GENERATION, changed_hooks
 from .attention import base_implementation
 from .forward import unwrap_policy
 
@@ -114,9 +115,8 @@ def _trainer_problem(trainer: Any) -> str | None:
         cache = trainer.generation_config.cache_implementation
         if cache not in DYNAMIC_CACHES:
             return f"generation with a {cache} cache can't take up a prompt that is run once a group"
-        lacking = [name for name in HOOKED_METHODS if not hasattr(unwrap_policy(trainer.model), name)]
-        if lacking:
-            return f"the generation of the installed transformers has no {' and no '.join(lacking)}"
+        if changes := changed_hooks(GENERATION):
+            return f"the installed transformers does not fit ({changes})"
     if trainer.aux_loss_enabled:
         return "the load-balancing loss of a mixture of experts counts the tokens of every row"
     models = [model for model in (trainer.model, trainer.ref_model) if model is not None]
