@@ -280,7 +280,7 @@ def test_a_checkpoint_belongs_to_its_run_however_the_paths_are_written(tmp_path,
         (tmp_path / name).mkdir(parents=True)
     checkpoint = checkpoint.format(tmp_path)
     args = SimpleNamespace(output_dir=folder.format(tmp_path), resume_from_checkpoint=checkpoint)
-    with pytest.raises(ValueError, match="checkpoint-1 is not a whole checkpoint"):  # and not: the folder is taken
+    with pytest.raises(ValueError, match="checkpoint-1 is not a complete checkpoint"):  # and not: the folder is taken
         prepare_run_folder(args, numbered=False)
 
 
