@@ -36,7 +36,19 @@ def test_a_run_prints_its_result_and_exits_with_1_if_rows_are_unfinished(pair, t
 
 
 def test_options_reach_the_settings(pair, tmp_path):
-    options = "--second none --mild-ssim -1 --mild-psnr 0 --drop-mild --limit 3 --seed 7".split()
+    options = [
+        "--second",
+        "none",
+        "--mild-ssim",
+        "-1",
+        "--mild-psnr",
+        "0",
+        "--drop-mild",
+        "--limit",
+        "3",
+        "--seed",
+        "7",
+    ]
     assert pair("out", *options).returncode == 0
     lines = lines_of(tmp_path / "out")
     assert [(line["verdict"], line["kept"], line["seed"]) for line in lines] == [("too_mild", False, 7)] * 3

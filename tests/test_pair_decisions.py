@@ -94,5 +94,5 @@ def test_verdicts_are_stored_by_judge(tmp_path):
     assert again.get(B) is None
     with path.open("a") as file:
         file.write('{"judge": "judge-a", "pixel_hash": "x"}\n')
-    with pytest.raises(ValueError, match=r"v\.jsonl.*3.*degraded_pixel_hash"):
+    with pytest.raises(ValueError, match=r"v\.jsonl.*3.*different"):
         VerdictStore(path, "judge-a")
