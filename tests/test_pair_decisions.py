@@ -28,18 +28,6 @@ def test_the_last_decision_counts_and_undo_reverts_it(tmp_path):
         append_decision(path, A, "maybe")
 
 
-def test_an_incomplete_last_line_is_ignored_and_replaced(tmp_path):
-    path = tmp_path / "d.jsonl"
-    append_decision(path, A, "accept")
-    complete = path.read_bytes()
-    for cut in (1, 20, 5000):
-        path.write_bytes(complete + b'{"decision": "rej' + b"x" * (cut - 1))
-        assert read_decisions(path) == {A: "accept"}
-        append_decision(path, B, "reject")
-        assert path.read_bytes().startswith(complete)
-        assert read_decisions(path) == {A: "accept", B: "reject"}
-
-
 @pytest.mark.parametrize(
     "line",
     [

@@ -1,7 +1,6 @@
 """Images of every mode and orientation, and every way in which a file can be invalid."""
 
 import hashlib
-import io
 import os
 import struct
 import zlib
@@ -46,29 +45,30 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode_gets_a_view_of_its_defined_rgb_form(tmp_path, mode):
-    data = MODES[mode]()
-    make(save(tmp_path / "data", dataset([data])), tmp_path / "out", degradations=["gaussian_noise@2"])
-    (line,) = lines_of(tmp_path / "out")
-    row = load_from_disk(str(tmp_path / "out"))[0]
-    original = load_image(Image.open(io.BytesIO(data)))
-    assert line["mode"] == mode
-    assert line["file_hash"] == hashlib.sha256(data).hexdigest()
-    assert row["degraded_image"].mode == "RGB"
-    assert row["degraded_image"].tobytes() == degrade(original, "gaussian_noise@2", line["view_seed"]).tobytes()
-    stored = load_from_disk(str(tmp_path / "out")).with_format("arrow")[:].column("image")[0].as_py()
-    assert stored["bytes"] == data
+def test_every_mode_gets_a_view_of_its_defined_rgb_form(tmp_path):
+    files = {mode: write() for mode, write in MODES.items()}
+    make(save(tmp_path / "data", dataset(list(files.values()))), tmp_path / "out", degradations=["gaussian_noise@2"])
+    rows = load_from_disk(str(tmp_path / "out"))
+    stored = rows.with_format("arrow")[:].column("image").to_pylist()
+    for (mode, data), line, view, kept in zip(
+        files.items(), lines_of(tmp_path / "out"), rows["degraded_image"], stored, strict=True
+    ):
+        original = load_image(data)
+        assert line["mode"] == mode
+        assert line["file_hash"] == hashlib.sha256(data).hexdigest()
+        assert view.mode == "RGB"
+        assert view.tobytes() == degrade(original, "gaussian_noise@2", line["view_seed"]).tobytes()
+        assert kept["bytes"] == data
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_views_of_turned_photographs_are_upright_and_as_large_as_the_decoded_original(tmp_path, orientation):
-    make(save(tmp_path / "data", dataset([turned(orientation)])), tmp_path / "out", degradations=["darken@1"])
-    row = load_from_disk(str(tmp_path / "out"))[0]  # `datasets` turns originals by EXIF too
-    assert row["image"].size == row["degraded_image"].size == ((64, 48) if orientation < 5 else (48, 64))
-    left, right = (np.asarray(row[name], dtype=float) for name in ("image", "degraded_image"))
-    assert np.abs(left * 0.8 - right).max() <= 0.51  # the same way up
-    assert lines_of(tmp_path / "out")[0]["orientation"] == orientation
+def test_views_of_turned_photographs_are_upright_and_as_large_as_the_decoded_original(tmp_path):
+    images = [turned(orientation) for orientation in range(1, 9)]
+    make(save(tmp_path / "data", dataset(images)), tmp_path / "out", degradations=["darken@1"])
+    assert [line["orientation"] for line in lines_of(tmp_path / "out")] == list(range(1, 9))
+    for number, row in enumerate(load_from_disk(str(tmp_path / "out")), 1):  # `datasets` applies EXIF to originals too
+        assert row["image"].size == row["degraded_image"].size == ((64, 48) if number < 5 else (48, 64))
+        left, right = (np.asarray(row[name], dtype=float) for name in ("image", "degraded_image"))
+        assert np.abs(left * 0.8 - right).max() <= 0.51
 
 
 def chunk(kind, data):
@@ -83,7 +83,7 @@ def bomb(width, height):
 
 
 def text_bomb():
-    """A PNG file whose text blows up when it is read."""
+    """A PNG file whose text is huge when it is decompressed."""
     text = b"Comment\0\0" + zlib.compress(b"x" * 50_000_000, 9)
     whole = encoded(picture(0))
     return whole[:33] + chunk(b"zTXt", text) + whole[33:]
@@ -121,7 +121,7 @@ def test_broken_images_are_reported_and_all_others_get_their_pair(tmp_path, stor
     assert {name for name, view in views_of(tmp_path / "out").items() if view is None} == set(BROKEN)
 
 
-def test_paths_that_lead_nowhere_are_reported(tmp_path):
+def test_invalid_paths_are_reported(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "dangling.png").symlink_to(tmp_path / "gone.png")
     os.mkfifo(tmp_path / "pipe.png")
