@@ -73,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_facts": {"files"},
     "demo": {"data", "evaluation", "text"},
     "scoring": {"data", "evaluation", "generation", "io", "question", "text", "wording"},
-    "pairs": {"data", "io"},
+    "pairs": {"data", "io", "wording"},
     "evaluation": {"data", "generation", "text"},
     "generation": {"data"},
     "data": {"text"},
