@@ -47,7 +47,6 @@ ALLOWED: dict[str, set[str]] = {
         "wording",
     },
     "__init__": {"trainer", "config", "text", "rewards", "scoring"},
-    "ablations": {"report", "wording"},
     "report": {"data", "evaluation", "files", "io", "scoring", "wording"},
     "trainer": {
         "checkpointing",
