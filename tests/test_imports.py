@@ -60,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "pairs": {"data"},
     "evaluation": {"data", "text"},
     "generation": {"data"},
-    "data": {"text"},
+    "data": {"io", "text"},
     "objective": set(),
     "question": {"io", "text"},
     "text": set(),
