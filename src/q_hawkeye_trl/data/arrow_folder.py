@@ -8,9 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from datasets import DatasetInfo, Features
 
-from ..io.atomic import fsync_path as sync_folder  # noqa: F401
-from ..io.atomic import open_atomic, write_json, write_text  # noqa: F401
-from ..io.outputs import refuse_inside  # noqa: F401
+from ..io.atomic import open_atomic, write_json
 
 
 class Shard(NamedTuple):
