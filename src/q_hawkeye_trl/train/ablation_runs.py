@@ -150,10 +150,10 @@ class Job:
         return "after" in figures and ("unseen" in figures or not self.unseen)
 
     def has_checkpoint(self) -> bool:
-        from ..checkpointing.checkpoint_files import last_whole_checkpoint  # imports torch
+        from ..checkpointing.checkpoint_files import last_complete_checkpoint  # imports torch
 
         try:
-            return self.folder.exists() and last_whole_checkpoint(self.folder) is not None
+            return self.folder.exists() and last_complete_checkpoint(self.folder) is not None
         except FileNotFoundError:
             return False
 

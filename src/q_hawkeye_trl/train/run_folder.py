@@ -31,7 +31,7 @@ def prepare_run_folder(training_args: "HawkeyeGRPOConfig", *, numbered: bool) ->
     Raises:
         `FileExistsError`: The folder holds files and the run does not resume.
         `OSError`: The folder can't be created or written to.
-        `ValueError`: There is no whole checkpoint to resume from.
+        `ValueError`: There is no complete checkpoint to resume from.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -101,7 +101,7 @@ def _find_checkpoint(resume: str | None, output_dir: str) -> str | None:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    from ..checkpointing.checkpoint_files import checkpoint_problem, last_whole_checkpoint
+    from ..checkpointing.checkpoint_files import checkpoint_problem, last_complete_checkpoint
 
     if resume is None:
         return None
@@ -110,9 +110,9 @@ def _find_checkpoint(resume: str | None, output_dir: str) -> str | None:
         try:
             if resume in ("true", "auto"):
                 started = resume == "true" or was_started(output_dir)
-                choice[0] = str(last_whole_checkpoint(output_dir)) if started else None
+                choice[0] = str(last_complete_checkpoint(output_dir)) if started else None
             elif problem := checkpoint_problem(resume):
-                choice[1] = f"{resume} is not a whole checkpoint ({problem}); name another one."
+                choice[1] = f"{resume} is not a complete checkpoint ({problem}); name another one."
             else:
                 choice[0] = resume
         except (FileNotFoundError, FileExistsError) as error:
