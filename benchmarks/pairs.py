@@ -30,7 +30,7 @@ from PIL import Image
 from q_hawkeye_trl.data.degradations import apply_step, degradation_steps, degrade
 from q_hawkeye_trl.demo.contents import draw_content
 from q_hawkeye_trl.pairs.distance import measure_distance
-from q_hawkeye_trl.pairs.manifest import read_manifest
+from q_hawkeye_trl.pairs.pair_manifest import read_manifest
 
 SIZE = (512, 384)
 

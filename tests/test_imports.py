@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_facts": {"files"},
     "demo": {"data", "evaluation", "text"},
     "scoring": {"data", "files", "io", "text", "wording"},
-    "pairs": {"data"},
+    "pairs": {"data", "io"},
     "evaluation": {"data", "text"},
     "generation": {"data"},
     "data": {"text"},

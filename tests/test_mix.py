@@ -12,8 +12,8 @@ from q_hawkeye_trl.data.mix import mix
 from q_hawkeye_trl.data.prepare import prepare
 from q_hawkeye_trl.data.readers import READERS
 from q_hawkeye_trl.data.readers.table import TableColumns
-from q_hawkeye_trl.pairs.run import make_pairs
-from q_hawkeye_trl.pairs.settings import PairSettings
+from q_hawkeye_trl.pairs.pair_run import make_pairs
+from q_hawkeye_trl.pairs.pair_settings import PairSettings
 
 
 def _set(tmp_path, name, count, first=0, embed=False):

@@ -7,8 +7,8 @@ import pytest
 from datasets import load_from_disk
 
 from pair_sets import dataset, picture, save
-from q_hawkeye_trl.pairs.decisions import PairKey, append_decision
-from q_hawkeye_trl.pairs.manifest import read_manifest
+from q_hawkeye_trl.pairs.decisions import append_decision
+from q_hawkeye_trl.pairs.pair_manifest import PairKey, read_manifest
 
 
 def q_hawkeye(*arguments, **options):
@@ -25,7 +25,7 @@ def data(tmp_path):
 def test_a_run_says_what_came_out_and_its_exit_status_whether_anything_is_missing(data, tmp_path):
     done = q_hawkeye("pair", "--data", data, "--out", tmp_path / "out", "--degradations", "jpeg@3, darken@3+banding@2")
     assert done.returncode == 1
-    assert "4 rows, 4 of them made now" in done.stdout
+    assert "4 rows, 4 made by this run" in done.stdout
     assert "error: [bold]d: the embedded image is not a readable image" in " ".join(done.stdout.split())
     assert "Unfinished rows: 1." in done.stdout
     assert "Traceback" not in done.stderr

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from q_hawkeye_trl.pairs.decisions import PairKey, append_decision, read_decisions
-from q_hawkeye_trl.pairs.journal import append_line, read_lines
-from q_hawkeye_trl.pairs.judge import Verdict
-from q_hawkeye_trl.pairs.verdicts import VerdictStore
+from q_hawkeye_trl.io.journal import append_line, read_lines
+from q_hawkeye_trl.pairs.decisions import append_decision, read_decisions
+from q_hawkeye_trl.pairs.judge import Verdict, VerdictStore
+from q_hawkeye_trl.pairs.pair_manifest import PairKey
 
 A, B = PairKey("a" * 32, "b" * 32), PairKey("a" * 32, "c" * 32)
 
@@ -83,13 +83,13 @@ def test_each_line_is_synced_before_the_call_returns(tmp_path, monkeypatch):
 
 def test_several_processes_append_whole_lines(tmp_path):
     code = (
-        "import sys; from q_hawkeye_trl.pairs.journal import append_line\n"
+        "import sys; from q_hawkeye_trl.io.journal import append_line\n"
         "for n in range(60): append_line(sys.argv[1], {'who': sys.argv[2], 'n': n, 'text': 'x' * 3000})"
     )
     path = tmp_path / "d.jsonl"
     processes = [subprocess.Popen([sys.executable, "-c", code, str(path), who]) for who in "ab"]
     assert [process.wait() for process in processes] == [0, 0]
-    lines = list(read_lines(path))
+    lines = [line.content for line in read_lines(path)]
     for who in "ab":
         assert [line["n"] for line in lines if line["who"] == who] == list(range(60))
 

@@ -17,7 +17,7 @@ import q_hawkeye_trl.pairs.judge as judge_module
 from pair_sets import dataset, picture, save
 from q_hawkeye_trl.data.degradations import pixel_hash
 from q_hawkeye_trl.demo.policy import demo_policy_path
-from q_hawkeye_trl.pairs.journal import read_lines
+from q_hawkeye_trl.io.journal import read_lines
 from q_hawkeye_trl.pairs.judge import (
     FAILURES_IN_A_ROW,
     JUDGE_PROMPT,
@@ -27,9 +27,9 @@ from q_hawkeye_trl.pairs.judge import (
     build_judge,
     parse_verdict,
 )
-from q_hawkeye_trl.pairs.manifest import read_manifest
-from q_hawkeye_trl.pairs.run import make_pairs
-from q_hawkeye_trl.pairs.settings import PairSettings
+from q_hawkeye_trl.pairs.pair_manifest import read_manifest
+from q_hawkeye_trl.pairs.pair_run import make_pairs
+from q_hawkeye_trl.pairs.pair_settings import PairSettings
 
 DIFFERENT = "<think>blocks</think><answer>different</answer>"
 SAME = "<answer>same</answer>"
@@ -169,9 +169,9 @@ def test_an_endpoint_that_is_not_there(server):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"base_url": "127.0.0.1:8000"}, "must begin with http"),
+        ({"base_url": "127.0.0.1:8000"}, "http://"),
         ({"key_variable": "NO_SUCH_VARIABLE"}, "NO_SUCH_VARIABLE"),
-        ({"timeout": 0}, "above 0"),
+        ({"timeout": 0}, "timeout"),
     ],
 )
 def test_settings_of_a_judge_are_checked(settings, message):
@@ -210,7 +210,7 @@ def test_pairs_that_the_judge_takes_for_the_same_are_strengthened_and_judged_aga
     assert summary.verdicts == {"ok": 8}
     assert len(server.requests) == 11
     stored = list(read_lines(tmp_path / "out" / "verdicts.jsonl"))
-    assert sum(line["different"] for line in stored) == 8
+    assert sum(line.content["different"] for line in stored) == 8
     assert len(stored) == 11
 
 
@@ -267,7 +267,7 @@ def test_verdicts_are_stored_as_they_come(tmp_path, server, monkeypatch):
         patch.setattr(PairMaker, "make", stopping)
         with pytest.raises(_Killed):
             run(tmp_path, server)
-    stored = list(read_lines(tmp_path / ".out.unfinished" / "verdicts.jsonl"))
+    stored = list(read_lines(tmp_path / "out.partial" / "data" / "verdicts.jsonl"))
     assert len(stored) >= 4
     asked = len(server.requests)
     run(tmp_path, server)
@@ -344,7 +344,7 @@ def test_a_judge_is_given_up_after_so_many_failures_in_a_row_and_not_before(monk
         asked.append(1)
         if next(answers) is None:
             raise JudgeError("broken")
-        return Verdict(True, "different")
+        return "different"
 
     monkeypatch.setattr("q_hawkeye_trl.pairs.judge._endpoint", lambda settings: ask)
     judge = build_judge(JudgeSettings("m", "http://127.0.0.1:1/v1"))

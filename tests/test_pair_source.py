@@ -15,9 +15,9 @@ from PIL import Image
 from pair_sets import dataset, picture, png, save
 from q_hawkeye_trl.data.degradations import degrade
 from q_hawkeye_trl.data.images import load_image
-from q_hawkeye_trl.pairs.manifest import read_manifest
-from q_hawkeye_trl.pairs.run import make_pairs
-from q_hawkeye_trl.pairs.settings import PairSettings
+from q_hawkeye_trl.pairs.pair_manifest import read_manifest
+from q_hawkeye_trl.pairs.pair_run import make_pairs
+from q_hawkeye_trl.pairs.pair_settings import PairSettings
 from q_hawkeye_trl.pairs.source import leads_out, read_picture
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from pair_sets import dataset, picture, save
-from q_hawkeye_trl.pairs.decisions import PairKey, append_decision
-from q_hawkeye_trl.pairs.manifest import read_manifest
-from q_hawkeye_trl.pairs.run import make_pairs
-from q_hawkeye_trl.pairs.settings import PairSettings
+from q_hawkeye_trl.pairs.decisions import append_decision
+from q_hawkeye_trl.pairs.pair_manifest import PairKey, read_manifest
+from q_hawkeye_trl.pairs.pair_run import make_pairs
+from q_hawkeye_trl.pairs.pair_settings import PairSettings
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_koniq.py"
 TINY = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--max_steps", "2", "--bf16", "false"]

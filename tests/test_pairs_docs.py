@@ -15,8 +15,8 @@ from datasets import DatasetDict, load_from_disk
 from pair_sets import dataset, picture, save
 from q_hawkeye_trl.data.degradations import DEGRADATIONS, SEVERITIES, SPATIAL_SEVERITIES
 from q_hawkeye_trl.demo.policy import demo_policy_path
-from q_hawkeye_trl.pairs.decisions import PairKey, append_decision
-from q_hawkeye_trl.pairs.manifest import SCHEMA, VERDICTS, read_manifest
+from q_hawkeye_trl.pairs.decisions import append_decision
+from q_hawkeye_trl.pairs.pair_manifest import SCHEMA, VERDICTS, PairKey, read_manifest
 from test_docs import FENCE
 
 ROOT = Path(__file__).parents[1]

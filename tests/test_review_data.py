@@ -7,12 +7,11 @@ import sys
 import pytest
 
 from pair_sets import dataset, picture, save
-from q_hawkeye_trl.pairs.decisions import PairKey, read_decisions
-from q_hawkeye_trl.pairs.manifest import read_manifest
-from q_hawkeye_trl.pairs.review_data import Filters, ReviewData
-from q_hawkeye_trl.pairs.review_guard import OnlyThePage
-from q_hawkeye_trl.pairs.run import make_pairs
-from q_hawkeye_trl.pairs.settings import PairSettings
+from q_hawkeye_trl.pairs.decisions import Filters, ReviewData, read_decisions
+from q_hawkeye_trl.pairs.pair_manifest import PairKey, read_manifest
+from q_hawkeye_trl.pairs.pair_run import make_pairs
+from q_hawkeye_trl.pairs.pair_settings import PairSettings
+from q_hawkeye_trl.pairs.review_page import PageGuard
 
 
 def pairs(tmp_path, images=None, **settings):
@@ -33,8 +32,8 @@ def test_filters_let_through_what_they_say(data):
     for kind in ("jpeg", "gaussian_noise", "darken"):
         ids = data.matching(Filters(kind=kind))
         assert ids
-        assert all(kind in data.by_id[name]["operation"] for name in ids)
-    assert all("@4" in data.by_id[name]["operation"] for name in data.matching(Filters(severity="4")))
+        assert all(kind in data.pairs[name]["operation"] for name in ids)
+    assert all("@4" in data.pairs[name]["operation"] for name in data.matching(Filters(severity="4")))
     assert data.matching(Filters(dataset="spaq", order="in order")) == ["0", "2", "4", "6"]
     assert data.matching(Filters(verdict="rejected")) == []
     assert set(data.choices("kind")) >= {"any", "jpeg", "darken"}
@@ -42,7 +41,7 @@ def test_filters_let_through_what_they_say(data):
 
 
 def test_the_mildest_come_first(data):
-    values = [data.by_id[name]["ssim"] for name in data.matching(Filters())]
+    values = [data.pairs[name]["ssim"] for name in data.matching(Filters())]
     assert values == sorted(values, reverse=True)
 
 
@@ -69,17 +68,17 @@ def test_decided_pairs_leave_the_undecided_ones_and_undo_brings_them_back(data):
     assert data.undo() == ""
     assert data.counts() == {"all": 8, "accepted": 0, "rejected": 0}
     assert read_decisions(data.path) == {}
-    for name in list(data.by_id):
+    for name in list(data.pairs):
         data.decide(name, "accept")
     assert data.next_id("7", filters) == ""
 
 
 def test_a_decision_is_on_the_disk_when_the_call_returns_and_another_start_reads_it(data):
     data.decide("5", "reject")
-    pair = data.by_id["5"]
+    pair = data.pairs["5"]
     key = PairKey(pair["pixel_hash"], pair["degraded_pixel_hash"])
     assert read_decisions(data.path) == {key: "reject"}
-    assert ReviewData(data.folder, data.path).state("5") == "reject"
+    assert ReviewData(data.folder, data.path).state("5") == "rejected"
 
 
 def test_pictures_are_the_pair(data):
@@ -111,7 +110,7 @@ def test_originals_that_changed_or_hide_behind_links_are_not_shown(tmp_path):
 
 def test_only_pairs_with_a_view_are_shown(tmp_path):
     folder = pairs(tmp_path, [picture(0), b"broken", picture(1)])
-    assert [pair["row"] for pair in ReviewData(folder, tmp_path / "d").pairs] == [0, 2]
+    assert [pair["row"] for pair in ReviewData(folder, tmp_path / "d").pairs.values()] == [0, 2]
     assert len(read_manifest(folder)) == 3
 
 
@@ -119,7 +118,7 @@ def test_folders_without_pairs_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no .*pairs\.parquet"):
         ReviewData(tmp_path, tmp_path / "d")
     folder = pairs(tmp_path, [b"broken"])
-    with pytest.raises(ValueError, match="no pair to look at"):
+    with pytest.raises(ValueError, match="no pair to review"):
         ReviewData(folder, tmp_path / "d")
 
 
@@ -175,7 +174,7 @@ def test_the_guard_lets_only_the_pages_own_files_through(tmp_path, path, allowed
         sent.append(message)
 
     scope = {"type": "http", "path": path.format(cache=tmp_path / "cache")}
-    asyncio.run(OnlyThePage(app, tmp_path / "cache")(scope, None, send))
+    asyncio.run(PageGuard(app, tmp_path / "cache")(scope, None, send))
     assert bool(passed) == allowed
     assert sent[0]["status"] == (200 if allowed else 403)
     if allowed:
@@ -198,8 +197,8 @@ def test_the_guard_lets_only_the_pages_own_files_through(tmp_path, path, allowed
 )
 def test_the_guard_knows_by_which_name_it_is_called(tmp_path, headers, allowed):
     hosts = ("127.0.0.1", "localhost", "::1")
-    assert OnlyThePage(None, tmp_path, hosts).is_called_by_name(headers) == allowed
-    assert OnlyThePage(None, tmp_path).is_called_by_name(headers)
+    assert PageGuard(None, tmp_path, hosts).is_called_by_name(headers) == allowed
+    assert PageGuard(None, tmp_path).is_called_by_name(headers)
 
 
 def test_the_guard_answers_foreign_names_itself(tmp_path):
@@ -209,5 +208,5 @@ def test_the_guard_answers_foreign_names_itself(tmp_path):
         sent.append(message)
 
     scope = {"type": "http", "path": "/", "headers": [(b"host", b"evil.example")]}
-    asyncio.run(OnlyThePage(None, tmp_path, ("127.0.0.1",))(scope, None, send))  # there is no application to ask
+    asyncio.run(PageGuard(None, tmp_path, ("127.0.0.1",))(scope, None, send))  # there is no application to ask
     assert sent[0]["status"] == 403

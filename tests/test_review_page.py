@@ -14,9 +14,9 @@ import pytest
 
 from pair_sets import dataset, picture, save
 from q_hawkeye_trl.pairs.decisions import read_decisions
-from q_hawkeye_trl.pairs.manifest import read_manifest
-from q_hawkeye_trl.pairs.run import make_pairs
-from q_hawkeye_trl.pairs.settings import PairSettings
+from q_hawkeye_trl.pairs.pair_manifest import read_manifest
+from q_hawkeye_trl.pairs.pair_run import make_pairs
+from q_hawkeye_trl.pairs.pair_settings import PairSettings
 
 pytest.importorskip("gradio", reason="the extra `review` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -23,7 +23,7 @@ def review(
 
     Each decision is on the disk before the next pair appears. Apply them by `q-hawkeye pair --decisions`.
     """
-    from ..pairs.review import serve_review
+    from ..pairs.review_page import serve_review
 
     try:
         serve_review(folder, decisions, host=host, port=port, follow_links=follow_links, open_browser=open_browser)
