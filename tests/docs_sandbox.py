@@ -115,7 +115,7 @@ BUILDERS: dict[str, Callable[[Path], object]] = {
 def review_pairs(folder: Path) -> None:
     """Leave what a person does who rejects the first pair on the review page."""
     from q_hawkeye_trl.pairs.decisions import PairKey, append_decision
-    from q_hawkeye_trl.pairs.manifest import read_manifest
+    from q_hawkeye_trl.pairs.pair_manifest import read_manifest
 
     first = read_manifest(folder).to_pylist()[0]
     append_decision(folder / "decisions.jsonl", PairKey(first["pixel_hash"], first["degraded_pixel_hash"]), "reject")

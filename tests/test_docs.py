@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import os
 import re
 import runpy
@@ -14,10 +15,10 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import click
 import pytest
 import torch.distributed.run
-import typer
+import typer.core
+import typer.main
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from trl import GRPOConfig
@@ -102,7 +103,9 @@ def test_trees_name_existing_files(name):
             assert entry.startswith("runs") or ROOT.joinpath(*parents).exists(), ROOT.joinpath(*parents)
 
 
-@pytest.mark.parametrize("test", sorted(set(re.findall(r"\b(?:(tests/\w+\.py)::)?(test_\w+)\b(?!\.py)", str(TEXTS)))))
+@pytest.mark.parametrize(
+    "test", sorted(set(re.findall(r"\b(?:(tests/\w+\.py)::)?(test_\w+)\b(?![./*])", str(TEXTS)))), ids=str
+)
 def test_named_tests_exist(test):
     files = [ROOT / test[0]] if test[0] else (ROOT / "tests").glob("test_*.py")
     assert any(f"def {test[1]}(" in path.read_text(encoding="utf-8") for path in files)
@@ -111,15 +114,15 @@ def test_named_tests_exist(test):
 # Commands: every one is parsed
 
 
-def click_command(words: list[str]) -> tuple[click.Command, list[str]]:
+def click_command(words: list[str]) -> tuple[typer.core.TyperCommand, list[str]]:
     """The command of `q-hawkeye` that words name, and the words after it."""
     command = typer.main.get_command(app)
-    while isinstance(command, click.Group) and words:
+    while hasattr(command, "commands") and words:
         command, words = command.commands[words[0]], words[1:]
     return command, words
 
 
-def options_of_command(command: click.Command) -> set[str]:
+def options_of_command(command: typer.core.TyperCommand) -> set[str]:
     return {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
 
 
@@ -133,17 +136,22 @@ def options_of_training() -> frozenset[str]:
 def options_of_script(script: str) -> frozenset[str]:
     """The options that the help of a script lists."""
     output = io.StringIO()
-    with mock.patch.object(sys, "argv", [script, "--help"]), contextlib.redirect_stdout(output):
-        with contextlib.suppress(SystemExit), mock.patch.dict(os.environ, COLUMNS="200"):
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-    return frozenset(OPTION.findall(output.getvalue())) | options_of_training() * ("train" in script)
+    with (
+        mock.patch.object(sys, "argv", [script, "--help"]),
+        mock.patch.object(sys, "path", [str((ROOT / script).parent), *sys.path]),
+        mock.patch.dict(os.environ, COLUMNS="200"),
+        contextlib.redirect_stdout(output),
+        contextlib.suppress(SystemExit),
+    ):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return frozenset(OPTION.findall(output.getvalue())) | {"--config"}  # which TrlParser takes before argparse
 
 
 def check_options(words: list[str], known: set[str] | frozenset[str]) -> None:
     """Check the options of a command, and the recipes and configurations that it names."""
     unknown = {word.split("=")[0] for word in words if OPTION.match(word)} - known
     assert not unknown
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in itertools.pairwise(words):
         if option in ("--config", "--base"):
             find_recipe(value)
         elif option == "--accelerate_config":
@@ -194,9 +202,11 @@ def check_command(words: list[str]) -> None:
 
 
 def is_command(code: str) -> bool:
-    """Whether code in the text is a command, complete enough to be parsed."""
-    starts = ("q-hawkeye ", "accelerate launch ", "torchrun ", "make ", "python ")
-    return code.startswith(starts) and not re.search(r"…|\.\.\.|[A-Z]+ |NAME|\bX\b", code)
+    """Whether code in the text is a command without placeholders such as FILE."""
+    launched = code.startswith(("accelerate launch ", "torchrun ")) and re.search(r"\.py\b| -m ", code)
+    return bool(launched or code.startswith(("q-hawkeye ", "make ", "python "))) and not re.search(
+        r"…|\.\.\.|\b[A-Z]{1,9}\b(?!=)", code
+    )
 
 
 @every_document
@@ -216,7 +226,9 @@ SMALL += ["--held_out_images", "6", "--validation_images", "4"]
 
 
 def is_training(words: list[str]) -> bool:
-    return words[:2] == ["q-hawkeye", "train"] or words[0] in ("accelerate", "torchrun") or "torch.distributed" in words
+    return (
+        words[:2] == ["q-hawkeye", "train"] or words[0] in ("accelerate", "torchrun") or "torch.distributed" in words
+    )
 
 
 def runs_here(command: str, words: list[str]) -> bool:
@@ -229,9 +241,11 @@ def run_small(words: list[str]) -> None:
         if option in words and Path(words[words.index(option) + 1]).is_file():
             os.unlink(words[words.index(option) + 1])
     if words[:2] == ["q-hawkeye", "review"]:
-        return review_pairs(Path(words[2]))
+        review_pairs(Path(words[2]))
+        return
     if is_training(words) or words[0] == "python":
-        return run_process(words)
+        run_process(words)
+        return
     command, _ = click_command(words[1:])
     small = {"--draws": "10", "--max-new-tokens": "24"}
     if "--scores" in words:
@@ -284,7 +298,7 @@ def pages_with(*, trainings: bool) -> list[str]:
     for name in DOCUMENTS:
         lines = [(line, shlex.split(line, comments=True)) for line in bash_commands(name)]
         here = [is_training(words) for line, words in lines if runs_here(line, words)]
-        if (any(here) if trainings else not all(here) or fences(name, "python")):
+        if any(here) if trainings else not all(here) or fences(name, "python"):
             pages.add(name)
     return sorted(pages)
 
@@ -312,10 +326,14 @@ def test_yaml_blocks_are_recipes(name):
 ALL_TEXT = "\n".join(TEXTS.values())
 
 
-def all_commands(command: click.Command, path: str = "q-hawkeye") -> dict[str, click.Command]:
-    if not isinstance(command, click.Group):
+def all_commands(command: typer.core.TyperCommand, path: str = "q-hawkeye") -> dict[str, typer.core.TyperCommand]:
+    if not hasattr(command, "commands"):
         return {path: command}
-    return {key: leaf for name, each in command.commands.items() for key, leaf in all_commands(each, f"{path} {name}").items()}
+    return {
+        key: leaf
+        for name, each in command.commands.items()
+        for key, leaf in all_commands(each, f"{path} {name}").items()
+    }
 
 
 @pytest.mark.parametrize(("path", "command"), all_commands(typer.main.get_command(app)).items())
@@ -327,5 +345,7 @@ def test_every_command_and_option_is_described(path, command):
 
 @pytest.mark.parametrize("arguments", [HawkeyeGRPOConfig, ScriptArguments])
 def test_every_field_is_described(arguments):
-    fields = {field.name for field in dataclasses.fields(arguments)} - {field.name for field in dataclasses.fields(GRPOConfig)}
+    fields = {field.name for field in dataclasses.fields(arguments)} - {
+        field.name for field in dataclasses.fields(GRPOConfig)
+    }
     assert sorted(field for field in fields if not re.search(rf"\b{field}\b", ALL_TEXT)) == []
