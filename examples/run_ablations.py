@@ -31,11 +31,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from q_hawkeye_trl.ablations import Run, ablation_page, plot_ablations, results_csv
-from q_hawkeye_trl.callbacks import METRICS_FILE, read_metrics
 from q_hawkeye_trl.checkpointing.checkpoint_files import last_whole_checkpoint
 from q_hawkeye_trl.files import write_atomically, write_json
-from q_hawkeye_trl.recipe import merge_chain, recipe_chain, split_recipe
 from q_hawkeye_trl.run_facts.settings import hide_secret_options, hide_secrets
+from q_hawkeye_trl.train.arguments import recipe_parser
+from q_hawkeye_trl.train.callbacks import METRICS_FILE, read_metrics
+from q_hawkeye_trl.train.recipes import merge_chain, recipe_chain
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "ablations"
 DEFAULT = [FOLDER / f"{name}.yaml" for name in ("grpo", "uncertainty", "perception", "full")]
@@ -100,8 +101,7 @@ def names_data(options: Sequence[str]) -> bool:
 
 def resolved(path: Path, passed_on: list[str]) -> dict:
     """The keys of a recipe and of its bases, so that a recipe that has changed since is noticed."""
-    choice = split_recipe(["--config", str(path), *passed_on], path)
-    return merge_chain(recipe_chain(choice.recipe, base=choice.base))
+    return merge_chain(recipe_chain(path, base=recipe_parser().parse_known_args(passed_on)[0].base))
 
 
 class Job:

@@ -82,7 +82,7 @@ def test_interval_of_normal_data_is_fishers():
 def test_intervals_equal_their_formulas():
     draws = np.array([0.5, 0.7, 0.6, NAN, 0.8])
     known = [0.5, 0.7, 0.6, 0.8]
-    quantile = stats.t.ppf(0.95, 9)
+    quantile = stats.t.ppf(0.975, 9)
 
     def deviation(values):
         mean = math.fsum(values) / len(values)
@@ -90,13 +90,13 @@ def test_intervals_equal_their_formulas():
 
     half = quantile * deviation([math.atanh(v) for v in known]) * math.sqrt(10 / 9)
     expected = [math.tanh(math.atanh(0.65) - half), math.tanh(math.atanh(0.65) + half)]
-    assert correlation_interval(0.65, draws, images=40, units=10, confidence=0.9) == pytest.approx(expected)
+    assert correlation_interval(0.65, draws, images=40, units=10) == pytest.approx(expected)
     half = quantile * deviation([math.log(v) for v in known]) * math.sqrt(10 / 9)
     expected = [0.65 * math.exp(-half), 0.65 * math.exp(half)]
-    assert error_interval(0.65, draws, images=40, units=10, confidence=0.9) == pytest.approx(expected)
+    assert error_interval(0.65, draws, images=40, units=10) == pytest.approx(expected)
     half = quantile * deviation(known) * math.sqrt(10 / 9)
     expected = [0.65 - half, 0.65 + half]
-    assert difference_interval(0.65, draws, images=40, units=10, confidence=0.9) == pytest.approx(expected)
+    assert difference_interval(0.65, draws, images=40, units=10) == pytest.approx(expected)
 
 
 @pytest.mark.filterwarnings("error")

@@ -12,7 +12,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 
 from q_hawkeye_trl.memory import GIB, MODELS, Setup, estimate, setup_of
-from q_hawkeye_trl.recipe import load_recipe
+from q_hawkeye_trl.train.recipes import load_recipe
 from recipe_files import (
     ACCELERATE,
     FOLDER,

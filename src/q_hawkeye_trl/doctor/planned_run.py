@@ -71,7 +71,7 @@ def _parse(script: Path, *arguments: str) -> tuple[tuple[Any, Any, Any] | None, 
     try:
         sys.argv = [str(script), *arguments]
         with contextlib.redirect_stderr(stderr):
-            return parse()[:3], ""
+            return parse(arguments)[:3], ""
     except SystemExit:  # argparse has printed the reason
         return None, (stderr.getvalue().strip().splitlines() or ["the parser exited"])[-1]
     except (ValueError, OSError, TypeError) as error:

@@ -1,13 +1,20 @@
-"""What a training run writes down while it goes on: a line a log, a short progress bar, figures before and after."""
+"""What a training writes while it runs: a line per log, a short progress bar, figures before and after."""
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 
-from .checkpointing.staging import explained_write_errors
-from .files import without_nan, write_atomically, write_json
+from ..checkpointing.staging import explained_write_errors
+from ..checkpointing.stop_on_signal import StopOnSignalCallback
+from ..evaluation.sharded import evaluate_sharded
+from ..io.atomic import without_nan, write_json, write_text
+from ..run_facts.log import RunFactsCallback
+from ..trainer import HawkeyeGRPOTrainer
+from .arguments import ScriptArguments
 
 METRICS_FILE = "metrics.jsonl"
 SHOWN = {
@@ -23,9 +30,9 @@ SHOWN = {
 
 class MetricsFileCallback(TrainerCallback):
     """
-    Appends every log of the trainer to `metrics.jsonl`, one JSON object a line with the `step` it belongs to. A
-    resumed run begins by writing the file anew from the checkpoint's own history, so that no line is missing or stands
-    there twice, whatever a crash left of it.
+    Append every log of the trainer to `metrics.jsonl`, a JSON object per line with its `step`.
+
+    A resumed run first rewrites the file from the checkpoint's history, so that no line is missing or repeated.
 
     Args:
         output_dir (`str` or `Path`):
@@ -38,9 +45,9 @@ class MetricsFileCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        # a run that had ended and goes on has no end yet
+        # the history of a finished run that resumes has the summary of its end
         kept = [line for line in state.log_history if "train_runtime" not in line]
-        write_atomically(self.path, "".join(map(_line, kept)))
+        write_text(self.path, "".join(map(_line, kept)))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
@@ -54,10 +61,7 @@ def _line(logs: Mapping) -> str:
 
 
 class BriefProgressCallback(ProgressCallback):
-    """
-    Transformers' progress bar, with the last values of a handful of metrics behind it in place of whole dictionaries
-    between.
-    """
+    """Show the last values of a few metrics on transformers' progress bar, instead of printing each log."""
 
     def __init__(self):
         super().__init__()
@@ -72,18 +76,21 @@ class BriefProgressCallback(ProgressCallback):
 
 class HeldOutCallback(TrainerCallback):
     """
-    Measures the policy on held-out images before the first and after the last step. A resumed run keeps the figures
-    that stand in its folder from before.
+    Measure the policy on held-out images before the first and after the last step; a resumed run keeps the earlier
+    figures of its folder.
 
     Args:
         measure (`Callable[[], dict[str, float]]`):
             Measures the policy as it is; called on every rank.
         folder (`str` or `Path`):
-            Folder of the run, where `before.json` is kept.
+            Folder of the run, for `before.json`.
+        rows (`Dataset`, *optional*):
+            The images measured.
     """
 
-    def __init__(self, measure: Callable[[], dict[str, float]], folder: str | Path):
+    def __init__(self, measure: Callable[[], dict[str, float]], folder: str | Path, rows: Dataset | None = None):
         self.measure = measure
+        self.rows = rows
         self.before_path = Path(folder) / "before.json"
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
@@ -100,16 +107,49 @@ class HeldOutCallback(TrainerCallback):
         self.after = self.measure()
 
 
+def add_run_callbacks(
+    trainer: HawkeyeGRPOTrainer, script_args: ScriptArguments, model_args: Any, held_out: Dataset
+) -> HeldOutCallback:
+    """
+    Let a trainer record its run (`run.json`, `metrics.jsonl`, held-out figures) and stop on signals and early.
+
+    Args:
+        trainer ([`HawkeyeGRPOTrainer`]):
+            Trainer before `train()`.
+        script_args ([`ScriptArguments`]), model_args ([`~trl.ModelConfig`]):
+            Options, recorded in `run.json`.
+        held_out (`Dataset`):
+            Images that are measured before and after training.
+
+    Returns:
+        [`HeldOutCallback`]: Has the held-out figures.
+    """
+    folder, batch_size = trainer.args.output_dir, script_args.held_out_batch_size
+    measured = HeldOutCallback(lambda: evaluate_sharded(trainer, held_out, batch_size=batch_size), folder, held_out)
+    trainer.remove_callback(ProgressCallback)
+    for callback in (
+        RunFactsCallback(trainer, script_args, model_args, held_out=held_out),
+        BriefProgressCallback(),
+        MetricsFileCallback(folder),
+        measured,
+        StopOnSignalCallback(),
+    ):
+        trainer.add_callback(callback)
+    if script_args.early_stopping_patience is not None and trainer.eval_dataset is not None:
+        trainer.add_callback(EarlyStoppingCallback(script_args.early_stopping_patience))
+    return measured
+
+
 def read_metrics(path: str | Path) -> list[dict]:
     """
-    Reads a `metrics.jsonl`.
+    Read a `metrics.jsonl`.
 
     Args:
         path (`str` or `Path`):
             File; a missing one counts as empty.
 
     Returns:
-        `list[dict]`: The whole lines in order; a last line that a crash cut off is left out.
+        `list[dict]`: The complete lines in order, without a last line that a crash cut off.
     """
     path = Path(path)
     text = path.read_text() if path.is_file() else ""

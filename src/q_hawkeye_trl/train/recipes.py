@@ -1,9 +1,8 @@
 """
-Recipes: YAML files whose every key is an option of the training script, and which may inherit from one another.
+Recipes: YAML files whose keys are options of the training, and which may inherit from one another.
 
-A recipe that begins with `base: ../koniq/qwen2_5_vl_7b.yaml` has every key of that file, which it names relative to
-itself, and then its own keys. A key of its own replaces the inherited one whole, mappings and lists too. Bases may
-have bases.
+A recipe with `base: ../koniq/qwen2_5_vl_7b.yaml`, a path relative to itself, has every key of that file and its own.
+An own key replaces the inherited value as a whole, also a mapping or a list. Bases may have bases.
 """
 
 import argparse
@@ -14,35 +13,17 @@ from typing import Any, NamedTuple
 
 import yaml
 
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""Folder of the packaged recipes and accelerate configurations."""
+
+DEFAULT_RECIPE = "demo/tiny"
 BASE = "base"
-"""The key that names the recipe to inherit from."""
+"""Key that names the recipe to inherit from."""
 
 ENVIRONMENT = "env"
-"""The key that holds environment variables, as with TRL's own scripts."""
+"""Key that holds environment variables, as in TRL's own configuration files."""
 
-LISTS = ("degradations", "rewards")
-"""Keys that hold a list, which YAML takes for a text where the brackets are forgotten."""
-
-
-class RecipeChoice(NamedTuple):
-    """
-    What a command line says about recipes.
-
-    Args:
-        recipe (`Path`):
-            The recipe.
-        base (`Path`, *optional*):
-            Recipe that takes the place of the last one that `recipe` inherits from.
-        arguments (`list[str]`):
-            The other arguments.
-        is_default (`bool`):
-            Whether the run is wholly the default one: neither a recipe nor an output folder is named.
-    """
-
-    recipe: Path
-    base: Path | None
-    arguments: list[str]
-    is_default: bool
+_LISTS = ("degradations", "rewards")  # YAML reads a list without brackets as a text
 
 
 class RecipeFile(NamedTuple):
@@ -52,50 +33,59 @@ class RecipeFile(NamedTuple):
     keys: dict[str, Any]
 
 
-def split_recipe(arguments: Sequence[str], default: str | Path) -> RecipeChoice:
+def find_recipe(name: str | Path, folder: str = "") -> Path:
     """
-    Takes `--config` and `--base` out of a command line, in both of their forms.
+    Find a configuration file.
 
     Args:
-        arguments (`Sequence[str]`):
-            Command line without the program's name.
-        default (`str` or `Path`):
-            Recipe where none is named.
+        name (`str` or `Path`):
+            Path of a YAML file, or the name of a packaged one without its suffix, e.g. `koniq/qwen2_5_vl_7b`.
+        folder (`str`, *optional*, defaults to `""`):
+            Folder of the packaged files that `name` is relative to, e.g. `"accelerate"`.
 
     Returns:
-        [`RecipeChoice`]
+        `Path`
+
+    Raises:
+        `FileNotFoundError`: There is neither.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument(f"--{BASE}", type=Path)
-    found, others = parser.parse_known_args(arguments)
-    named_folder = any(argument.split("=")[0] == "--output_dir" for argument in others)
-    return RecipeChoice(found.config or Path(default), found.base, others, found.config is None and not named_folder)
+    if Path(name).is_file():
+        return Path(name)
+    packaged = RECIPES / folder / f"{name}.yaml"
+    if packaged.is_file():
+        return packaged
+    known = [path.relative_to(RECIPES / folder).with_suffix("").as_posix() for path in packaged_files(folder)]
+    near = get_close_matches(str(name), known, n=3)
+    hint = f"; similar names: {', '.join(near)}" if near else ""
+    raise FileNotFoundError(f"There is no recipe {name}: expected a file or the name of a packaged one{hint}.")
+
+
+def packaged_files(folder: str = "") -> list[Path]:
+    """The packaged YAML files below a folder of the recipes, sorted."""
+    return sorted((RECIPES / folder).rglob("*.yaml"))
 
 
 def load_recipe(
     path: str | Path, options: Mapping[str, argparse.Action], *, base: str | Path | None = None
 ) -> dict[str, Any]:
     """
-    Reads a recipe with all that it inherits, and checks every file of the chain before anything is built from it.
+    Read a recipe with everything that it inherits, and check each file of the chain.
 
     Args:
         path (`str` or `Path`):
             YAML file.
         options (`Mapping[str, argparse.Action]`):
-            Options of the script's parser, by name.
+            Options of the training's parser, by name.
         base (`str` or `Path`, *optional*):
-            Recipe that takes the place of the last one of the chain, so that a delta applies to another model or to
-            other data.
+            Recipe that replaces the last one of the chain, so that a delta applies to another model or data set.
 
     Returns:
-        `dict[str, Any]`: Value by key, the bases' first, without [`BASE`].
+        `dict[str, Any]`: Value by key, the bases' keys first, without [`BASE`].
 
     Raises:
         `FileNotFoundError`: The recipe or a base does not exist.
-        `ValueError`: A file is no YAML mapping, has a key twice, a key that is no option or a value that its option
-        would not take, a recipe inherits from itself, or `base` is given for a recipe without one; the message names
-        the file.
+        `ValueError`: A file is not a YAML mapping, has a key twice, an unknown key or a value that its option does not
+        accept; a recipe inherits from itself; or `base` is given for a recipe without one.
     """
     chain = recipe_chain(path, base=base)
     for file in chain:
@@ -104,44 +94,30 @@ def load_recipe(
 
 
 def merge_chain(chain: Sequence[RecipeFile]) -> dict[str, Any]:
-    """
-    Puts the keys of a chain together.
-
-    Args:
-        chain (`Sequence[RecipeFile]`):
-            As [`recipe_chain`] returns it.
-
-    Returns:
-        `dict[str, Any]`: Value by key, the bases' keys first; a recipe's own value replaces its bases'.
-    """
+    """Merge the keys of a chain: a recipe's value replaces that of its bases."""
     return {key: value for file in reversed(chain) for key, value in file.keys.items()}
 
 
 def recipe_chain(path: str | Path, *, base: str | Path | None = None) -> list[RecipeFile]:
-    """
-    Reads a recipe and those that it inherits from; arguments and errors as in [`load_recipe`], keys are not checked.
-
-    Returns:
-        `list[RecipeFile]`: The recipe first, its last base at the end.
-    """
+    """Read a recipe and its bases, the last base at the end, without checking keys; see [`load_recipe`]."""
     chain: list[RecipeFile] = []
     _follow(Path(path), chain)
     if base is None:
         return chain
     if len(chain) == 1:
-        raise ValueError(f"--base {base} is given, but recipe {path} has no key `{BASE}` whose place it could take.")
+        raise ValueError(f"--base {base} is given, but recipe {path} has no key `{BASE}` that it could replace.")
     del chain[-1]
     _follow(Path(base), chain)
     return chain
 
 
 def _follow(path: Path, chain: list[RecipeFile]) -> None:
-    """Appends a file and its bases to a chain."""
+    """Append a file and its bases to a chain."""
     while True:
         keys, named = _read(path, chain[-1].path if chain else None)
         if any(path.resolve() == file.path.resolve() for file in chain):
-            way = " -> ".join(str(file.path) for file in chain)
-            raise ValueError(f"Recipe {path} inherits from itself: {way} -> {path}; take out one `{BASE}`.")
+            cycle = " -> ".join(str(file.path) for file in chain)
+            raise ValueError(f"Recipe {path} inherits from itself: {cycle} -> {path}; remove one `{BASE}`.")
         chain.append(RecipeFile(path, keys))
         if named is None:
             return
@@ -151,12 +127,12 @@ def _follow(path: Path, chain: list[RecipeFile]) -> None:
 
 
 def _read(path: Path, heir: Path | None) -> tuple[dict[str, Any], Any]:
-    """The keys of one file and what it names as its base."""
+    """The keys of one file, and what it names as its base."""
     if not path.is_file():
         if heir is None:
-            raise FileNotFoundError(f"There is no recipe {path}; the project's own are in recipes/.")
+            raise FileNotFoundError(f"There is no recipe {path}.")
         raise FileNotFoundError(
-            f"Recipe {heir} inherits from {path}, which does not exist; `{BASE}` counts from the recipe's own folder."
+            f"Recipe {heir} inherits from {path}, which does not exist; `{BASE}` is relative to the recipe's folder."
         )
     try:
         recipe = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
@@ -169,14 +145,14 @@ def _read(path: Path, heir: Path | None) -> tuple[dict[str, Any], Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which lets no key stand twice: the first value would be lost without a word."""
+    """YAML's safe loader that refuses a repeated key instead of dropping its first value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, whose keys may be repeated
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         for number, key in enumerate(keys):
             if key in keys[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is repeated", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -189,14 +165,14 @@ def _check_keys(file: RecipeFile, options: Mapping[str, argparse.Action]) -> Non
             near = get_close_matches(str(key), options, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"Recipe {file.path} has the unknown key {key!r}{hint}")
-        elif key in LISTS and isinstance(value, str):
+        elif key in _LISTS and isinstance(value, str):
             raise ValueError(f"Recipe {file.path}: {key} is the text {value!r}; give a list: [{value}].")
         elif problem := _value_problem(value, options[key]):
             raise ValueError(f"Recipe {file.path}: {key} is {value!r}, {problem}.")
 
 
 def _value_problem(value: Any, option: argparse.Action) -> str | None:
-    """Says why an option would not take a value, or `None`: a recipe means what its text would on the command line."""
+    """Say why an option does not accept a value, or `None`: a recipe means what its text would on the command line."""
     if value is None or isinstance(value, dict):
         return None
     is_list = option.nargs in ("+", "*")
