@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppi
 from harness import build_trainer, largest_difference, run
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import content_seed, draw_sample
-from q_hawkeye_trl.evaluation import sharded, validation
+from q_hawkeye_trl.evaluation import validation
 from q_hawkeye_trl.evaluation.held_out import evaluate_held_out
 from q_hawkeye_trl.evaluation.validation import Validation
 from q_hawkeye_trl.text import quality_messages
@@ -267,32 +267,35 @@ def test_the_shares_of_the_ranks_are_put_together(monkeypatch, count, ranks):
     rows = Dataset.from_dict({"prompt": ["p"] * count, "image": list(range(count)), "mos": list(range(count))})
     calls, gathered, measured = [], [], []
 
-    def sampled(model, processor, images, *, numbers, passes, **options):
-        calls.append(list(numbers))
-        assert list(images) == list(numbers)
+    def scores(answers, conversations, **options):
+        numbers = conversations.numbers
+        if answers.rollouts is None:
+            return np.array([numbers]) * 2.0
+        calls.append(numbers)
         # what fills up a share would be seen
         seen = [number if number % ranks == len(gathered) % ranks else 99 for number in numbers]
-        return np.array([seen] * passes, dtype=float)
+        return np.array([seen] * answers.rollouts, dtype=float)
 
-    monkeypatch.setattr(sharded, "sampled_scores", sampled)
-    monkeypatch.setattr(sharded, "greedy_scores", lambda model, processor, images, **options: np.array(images) * 2.0)
-    monkeypatch.setattr(sharded, "unwrap_model_for_generation", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(sharded, "gather_object", lambda share: gathered.append(share[0]) or list(gathered))
-    monkeypatch.setattr(sharded, "held_out_metrics", lambda *given, **__: measured.append(given))
+    monkeypatch.setattr(
+        validation, "PolicyAnswers", lambda *_, rollouts=None, **__: SimpleNamespace(rollouts=rollouts)
+    )
+    monkeypatch.setattr(validation, "answer_scores", scores)
+    monkeypatch.setattr(validation, "unwrap_model_for_generation", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(validation, "gather_object", lambda share: gathered.append(share[0]) or list(gathered))
+    monkeypatch.setattr(validation, "held_out_metrics", lambda mos, **given: measured.append((mos, given)))
     for rank in range(ranks):
         accelerator = SimpleNamespace(process_index=rank, num_processes=ranks, is_main_process=rank == 0)
         args = SimpleNamespace(
             score_min=1, score_max=5, ds3_gather_for_generation=True, gradient_checkpointing_kwargs=None
         )
-        trainer = SimpleNamespace(
-            accelerator=accelerator, args=args, model_wrapped=None, processing_class=None, max_completion_length=8
-        )
-        sharded.evaluate_sharded(trainer, rows, batch_size=2, passes=2)
+        names = ("model_wrapped", "processing_class", "score_fn")
+        trainer = SimpleNamespace(accelerator=accelerator, args=args, max_completion_length=8, **dict.fromkeys(names))
+        validation.evaluate_sharded(trainer, rows, batch_size=2, passes=2)
     assert {len(own) for own in calls} == {-(-count // ranks)}
     assert set().union(*calls) == set(range(count))
-    sampled_all, greedy_all, mos = measured[-1]
-    assert sampled_all.tolist() == [list(range(count))] * 2
-    assert greedy_all.tolist() == [2 * number for number in range(count)]
+    mos, given = measured[-1]
+    assert given["sampled"].tolist() == [list(range(count))] * 2
+    assert given["greedy"].tolist() == [2 * number for number in range(count)]
     assert mos.tolist() == list(range(count))
 
 

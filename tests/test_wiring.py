@@ -19,7 +19,7 @@ from harness import ON, build_trainer, largest_difference, relative_difference, 
 from launch import in_processes
 from q_hawkeye_trl.data.degradations import degraded_views, pixel_hash
 from q_hawkeye_trl.evaluation.held_out import evaluate_held_out
-from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
+from q_hawkeye_trl.evaluation.validation import evaluate_sharded
 from tiny_models import tiny_dataset
 
 CONFIG = {

@@ -1,9 +1,10 @@
 """The question put to a policy: prompt, scale, parser and image limit, saved in the model's folder."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,12 @@ _BOXED = re.compile(r"\\boxed\{\s*(-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*\}")
 
 def parse_boxed(text: str) -> float | None:
     r"""Read the score in `\boxed{}`; `None` if there is none, or if several differ."""
-    values = {float(number) for number in _BOXED.findall(text)}
-    return values.pop() if len(values) == 1 and text.count("\\boxed{") == len(_BOXED.findall(text)) else None
+    numbers = _BOXED.findall(text)
+    values = set(map(float, numbers))
+    if len(values) != 1 or text.count("\\boxed{") != len(numbers):
+        return None
+    value = values.pop()
+    return value if math.isfinite(value) else None
 
 
 PARSERS: dict[str, ScoreFunc] = {"number": parse_score, "boxed": parse_boxed}
@@ -89,6 +94,11 @@ class Question:
         if self.prompt is None:
             raise ValueError("This model was trained with a prompt for each row, and none is given: pass a prompt.")
         return quality_messages(self.prompt) if isinstance(self.prompt, str) else self.prompt
+
+
+def override(question: Question, given: Mapping[str, Any]) -> Question:
+    """The question with the given fields in place of its own, as far as they are not `None`."""
+    return replace(question, **{name: value for name, value in given.items() if value is not None})
 
 
 def name_parser(function: ScoreFunc) -> str | None:

@@ -10,7 +10,7 @@ from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallbac
 
 from ..checkpointing.staging import explained_write_errors
 from ..checkpointing.stop_on_signal import StopOnSignalCallback
-from ..evaluation.sharded import evaluate_sharded
+from ..evaluation.validation import evaluate_sharded
 from ..io.atomic import without_nan, write_json, write_text
 from ..run_facts.log import RunFactsCallback
 from ..trainer import HawkeyeGRPOTrainer

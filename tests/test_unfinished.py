@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
-from q_hawkeye_trl.scoring.journal import Journal
 from q_hawkeye_trl.scoring.scored import ScoredImage, score_answers
 from q_hawkeye_trl.scoring.sources import FileSource
+from q_hawkeye_trl.scoring.unfinished import UnfinishedScores
 
 SETTINGS = {"model": "m", "rollouts": None, "score_min": 1.0}
 
@@ -24,13 +24,13 @@ def scored(source: FileSource, value: float = 2.5) -> ScoredImage:
     return score_answers(source.name, [f"<think>“é”\n</think><answer>{value}</answer>", "?"])
 
 
-def journal_of(tmp_path) -> Journal:
-    journal = Journal(tmp_path / "out.jsonl.partial")
+def journal_of(tmp_path) -> UnfinishedScores:
+    journal = UnfinishedScores(tmp_path / "out.jsonl.partial")
     journal.start(SETTINGS)
     return journal
 
 
-def append(journal: Journal, sources, value: float = 2.5) -> None:
+def append(journal: UnfinishedScores, sources, value: float = 2.5) -> None:
     journal.append(0, ((source, source.stamp(), scored(source, value)) for source in sources))
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_line_is_named(tmp_path, sources):
     place = whole.index(b"\n") + 1
     for damaged in (b"\0" * 20 + b"\n", b"[1]\n", b'{"key": "a"}\n'):
         file.write_bytes(whole[:place] + damaged)
-        with pytest.raises(ValueError, match=rf"scores-0\.jsonl is damaged at byte {place}: start anew"):
+        with pytest.raises(ValueError, match=r"scores-0\.jsonl.*--overwrite"):
             journal.missing(sources)
 
 
@@ -118,11 +118,11 @@ def test_other_settings_are_refused_by_name_once_there_are_scores(tmp_path, sour
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path, sources):
-    journal = Journal(tmp_path / "out.jsonl.partial")
+    journal = UnfinishedScores(tmp_path / "out.jsonl.partial")
     journal.folder.mkdir()
     (journal.folder / "thesis.tex").write_text("years of work")
     for step in (lambda: journal.start(SETTINGS), journal.remove):
-        with pytest.raises(ValueError, match=r"holds thesis\.tex, which no scoring run has written"):
+        with pytest.raises(ValueError, match=r"thesis\.tex"):
             step()
     assert [path.name for path in journal.folder.iterdir()] == ["thesis.tex"]
 
