@@ -76,7 +76,7 @@ ALLOWED: dict[str, set[str]] = {
     "pairs": {"data", "io", "wording"},
     "evaluation": {"data", "generation", "text"},
     "generation": {"data"},
-    "data": {"text"},
+    "data": {"io", "text"},
     "objective": set(),
     "question": {"io", "text"},
     "text": set(),
