@@ -20,7 +20,7 @@ from docs_sandbox import ROOT, build_sandbox
 from harness import build_trainer
 from q_hawkeye_trl import HawkeyeGRPOConfig
 from q_hawkeye_trl.checkpointing.checkpoint_files import MANIFEST
-from q_hawkeye_trl.checkpointing.run_state import PROGRESS_FILE, ROLLOUTS_FILE
+from q_hawkeye_trl.checkpointing.run_state import ROLLOUTS_FILE, STATE_FILE
 from q_hawkeye_trl.checkpointing.staging import STAGING
 from q_hawkeye_trl.data.degradations import SEVERITIES, SPATIAL_SEVERITIES
 from q_hawkeye_trl.data.prepare import FEATURES
@@ -209,7 +209,7 @@ DESCRIBED = {
     "pairs.md": {*SCHEMA.names, *VERDICTS, *SEVERITIES, *SPATIAL_SEVERITIES},
     "scoring.md": FIELDS,
     "evaluation.md": {*PRESETS},
-    "resume.md": {PROGRESS_FILE.format("RANK"), ROLLOUTS_FILE.format("RANK"), MANIFEST, STAGING},
+    "resume.md": {STATE_FILE.format("RANK"), ROLLOUTS_FILE.format("RANK"), MANIFEST, STAGING},
 }
 
 
