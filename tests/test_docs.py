@@ -23,7 +23,7 @@ from q_hawkeye_trl.checkpointing.checkpoint_files import MANIFEST
 from q_hawkeye_trl.checkpointing.run_state import ROLLOUTS_FILE, STATE_FILE
 from q_hawkeye_trl.checkpointing.staging import STAGING
 from q_hawkeye_trl.data.degradations import SEVERITIES, SPATIAL_SEVERITIES
-from q_hawkeye_trl.data.prepare import FEATURES
+from q_hawkeye_trl.data.preparation import FEATURES
 from q_hawkeye_trl.data.readers import READERS
 from q_hawkeye_trl.data.scales import KONIQ_SCALES, SCALES
 from q_hawkeye_trl.evaluation.public_sets import PRESETS
