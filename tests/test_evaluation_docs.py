@@ -24,7 +24,7 @@ TEXT = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(body for language, body in FENCE.findall(TEXT) if language == "bash").splitlines()
 COMMANDS = [line for line in BLOCKS if line.startswith("q-hawkeye evaluate")]
 COMMANDS += [code for code in inline_code(FENCE.sub("", TEXT)) if code.startswith("q-hawkeye evaluate --")]
-TRAINING = [line for line in BLOCKS if line.startswith("accelerate launch")]
+TRAINING = [line for line in BLOCKS if line.startswith("q-hawkeye train")]
 
 
 def write_csv(path: Path, seed: int, scale: float = 1.0) -> None:
@@ -92,7 +92,7 @@ def test_training_commands_run_small(tmp_path, monkeypatch, command):
 
     data = tmp_path / "koniq10k"
     write_synthetic_koniq(data, train=16, validation=4, test=8, progress=False)
-    words = shlex.split(command)[3:]
+    words = shlex.split(command)[2:]
     run_script(monkeypatch, *TINY, "--data_dir", data, "--output_dir", tmp_path / "run", *words)
     assert bool(evaluations(tmp_path / "run")) == ("--validate" not in words)
 
