@@ -286,7 +286,7 @@ def test_the_shares_of_the_ranks_are_put_together(monkeypatch, count, ranks):
     for rank in range(ranks):
         accelerator = SimpleNamespace(process_index=rank, num_processes=ranks, is_main_process=rank == 0)
         args = SimpleNamespace(
-            score_min=1, score_max=5, ds3_gather_for_generation=True, gradient_checkpointing_kwargs=None
+            prompt=None, score_min=1, score_max=5, ds3_gather_for_generation=True, gradient_checkpointing_kwargs=None
         )
         names = ("model_wrapped", "processing_class", "score_fn")
         trainer = SimpleNamespace(accelerator=accelerator, args=args, max_completion_length=8, **dict.fromkeys(names))
