@@ -31,7 +31,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from q_hawkeye_trl.ablations import Run, ablation_page, plot_ablations, results_csv
-from q_hawkeye_trl.checkpointing.checkpoint_files import last_whole_checkpoint
+from q_hawkeye_trl.checkpointing.checkpoint_files import last_complete_checkpoint
 from q_hawkeye_trl.files import write_atomically, write_json
 from q_hawkeye_trl.run_facts.settings import hide_secret_options, hide_secrets
 from q_hawkeye_trl.train.arguments import recipe_parser
@@ -128,7 +128,7 @@ class Job:
 
     def has_checkpoint(self) -> bool:
         try:
-            return self.folder.exists() and last_whole_checkpoint(self.folder) is not None
+            return self.folder.exists() and last_complete_checkpoint(self.folder) is not None
         except FileNotFoundError:
             return False
 

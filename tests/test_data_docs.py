@@ -10,7 +10,7 @@ import pytest
 from iqa_layouts import write_images, write_metas, write_rows
 from iqa_sets import SETS, run_cli
 from q_hawkeye_trl.data.faults import FAULTS
-from q_hawkeye_trl.data.prepare import FEATURES
+from q_hawkeye_trl.data.preparation import FEATURES
 from q_hawkeye_trl.data.readers import READERS
 from q_hawkeye_trl.data.scales import KONIQ_SCALES, SCALES
 

@@ -13,7 +13,7 @@ import pytest
 
 from harness import build_trainer
 from q_hawkeye_trl.checkpointing.checkpoint_files import MANIFEST
-from q_hawkeye_trl.checkpointing.run_state import PROGRESS_FILE, ROLLOUTS_FILE
+from q_hawkeye_trl.checkpointing.run_state import ROLLOUTS_FILE, STATE_FILE
 from q_hawkeye_trl.checkpointing.staging import STAGING
 from q_hawkeye_trl.checkpointing.stop_on_signal import SECOND_SIGNAL_AFTER, StopOnSignalCallback
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
@@ -59,7 +59,7 @@ def test_the_snippet_works(tmp_path):
 
 
 def test_names_and_numbers_are_those_of_the_code():
-    for name in (PROGRESS_FILE.format("RANK"), ROLLOUTS_FILE.format("RANK"), MANIFEST, STAGING):
+    for name in (STATE_FILE.format("RANK"), ROLLOUTS_FILE.format("RANK"), MANIFEST, STAGING):
         assert f"`{name}`" in TEXT
     assert f"within {SECOND_SIGNAL_AFTER:.0f} seconds" in TEXT
     assert f"| {128 + signal.SIGTERM}, {128 + signal.SIGUSR1} |" in TEXT

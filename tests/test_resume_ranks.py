@@ -55,7 +55,7 @@ def test_two_ranks_resume_inside_a_window(tmp_path, backend):
     expected = seen_by(whole, wrapper, launch(whole, options))
     checkpoint = whole / "checkpoint-1"
     assert checkpoint_problem(checkpoint) is None
-    assert {path.name for path in checkpoint.glob("rollouts_*")} == {f"rollouts_{n}.safetensors" for n in (0, 1)}
+    assert {path.name for path in checkpoint.glob("rollouts_*")} == {f"rollouts_{n}.pt" for n in (0, 1)}
     assert seen_by(resumed, wrapper, launch(resumed, options, checkpoint)) == expected
     assert [line["step"] for line in expected if "loss" in line] == [1, 2, 3]
     if backend == "data parallel":

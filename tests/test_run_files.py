@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, last_whole_checkpoint
+from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, last_complete_checkpoint
 from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.report.plots import plot_curves, running_mean
 from q_hawkeye_trl.train.callbacks import HeldOutCallback, MetricsFileCallback, read_metrics
@@ -70,11 +70,11 @@ def checkpoint(folder, step):
     return path
 
 
-def test_last_whole_checkpoint_counts_by_number(tmp_path):
+def test_last_complete_checkpoint_counts_by_number(tmp_path):
     for step in (9, 10, 100):
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-notes").mkdir()
-    assert last_whole_checkpoint(tmp_path).name == "checkpoint-100"
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-100"
 
 
 @pytest.mark.parametrize("damage", ["no state", "cut state", "cut weights", "empty weights", "no weights", "no shard"])
@@ -93,12 +93,12 @@ def test_damaged_checkpoints_are_passed_over(tmp_path, damage):
         weights.write_bytes(weights.read_bytes()[: 0 if damage == "empty weights" else -40])
     assert checkpoint_problem(bad) is not None
     assert checkpoint_problem(good) is None
-    assert last_whole_checkpoint(tmp_path) == good
+    assert last_complete_checkpoint(tmp_path) == good
 
 
 def test_no_whole_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
-        last_whole_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        last_complete_checkpoint(tmp_path)
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_default_recipe_trains_and_leaves_its_files(koniq_folder, tmp_path, monk
     assert AutoProcessor.from_pretrained(out).tokenizer.eos_token_id == model.generation_config.eos_token_id
 
 
-def test_resume_takes_the_last_whole_checkpoint_and_ends_like_an_unbroken_run(koniq_folder, tmp_path, monkeypatch):
+def test_resume_takes_the_last_complete_checkpoint_and_ends_like_an_unbroken_run(koniq_folder, tmp_path, monkeypatch):
     options = ["--data_dir", koniq_folder, *TINY, "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "3"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_script(monkeypatch, "--output_dir", whole, *options)
@@ -219,7 +219,7 @@ ERRORS = {
     "unknown reward parameter": (["--reward_parameters", '{"accuracy": {"sigma": 1}}'], "sigma.*tau"),
     "missing folder": (["--data_dir", "nowhere/koniq10k"], "nowhere/koniq10k"),
     "two sources": (["--dataset", "here"], "data_dir and dataset are both given"),
-    "no checkpoint": (["--resume_from_checkpoint", "true"], "no whole checkpoint"),
+    "no checkpoint": (["--resume_from_checkpoint", "true"], "no complete checkpoint"),
     "another scale than the prompt's": (["--score_max", "100"], "score_max 100 are not the scale"),
     "unknown scale": (["--mos_scale", "percent"], "percent.*deqa"),
 }
@@ -280,7 +280,7 @@ def test_a_checkpoint_belongs_to_its_run_however_the_paths_are_written(tmp_path,
         (tmp_path / name).mkdir(parents=True)
     checkpoint = checkpoint.format(tmp_path)
     args = SimpleNamespace(output_dir=folder.format(tmp_path), resume_from_checkpoint=checkpoint)
-    with pytest.raises(ValueError, match="checkpoint-1 is not a whole checkpoint"):  # and not: the folder is taken
+    with pytest.raises(ValueError, match="checkpoint-1 is not a complete checkpoint"):  # and not: the folder is taken
         prepare_run_folder(args, numbered=False)
 
 

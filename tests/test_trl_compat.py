@@ -121,5 +121,5 @@ def test_a_changed_generation_switches_sharing_off(tmp_path):
 
 
 def test_a_method_that_is_gone_counts_as_changed():
-    with mock.patch.dict(HOOKS[EXACT_RESUME], {"_no_such_method": ()}):
+    with mock.patch.dict(HOOKS[EXACT_RESUME], {"_no_such_method": ""}):
         assert "_no_such_method" in trl_compat.changed_hooks(EXACT_RESUME)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..io.atomic import open_atomic
+from ..wording import markdown_table
 
 MANIFEST_FILE = "pairs.parquet"
 
@@ -61,6 +62,12 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns of the manifest; pixel hashes are those of [`~data.degradations.pixel_hash`]."""
+
+
+_INTRODUCTION = """\
+Made by `q-hawkeye pair`. Load the folder with `datasets.load_from_disk`: it has the rows of the source data and one
+more column, `degraded_image` (PNG, embedded; empty in a row without a pair). `pairs.parquet` lists degradation,
+parameters, seed, hashes, distances and verdict of every row."""
 
 
 class PairKey(NamedTuple):
@@ -121,30 +128,23 @@ def iterate_manifest(folder: Path, columns: list[str]) -> Iterator[dict]:
 
 def card_text(verdicts: dict[str, int], operations: dict[str, int], settings: dict, source_card: str | None) -> str:
     """Return the folder's card in Markdown, with the card of the source data quoted at its end."""
-    lines = [
+    shown = {
+        name: ", ".join(map(str, v)) if isinstance(v, list) else str(v)
+        for name, v in settings.items()
+        if v is not None
+    }
+    blocks = [
         "# Degraded pairs",
-        "",
-        "Made by `q-hawkeye pair`. Load the folder with `datasets.load_from_disk`: it has the rows of the source data",
-        "and one more column, `degraded_image` (PNG, embedded; empty in a row without a pair). `pairs.parquet` lists",
-        "degradation, parameters, seed, hashes, distances and verdict of every row.",
-        "",
-        *_table("verdict | rows | meaning", [f"{v} | {n:,} | {VERDICTS[v]}" for v, n in _most_frequent(verdicts)]),
-        *_table("degradation | rows", [f"`{name}` | {count:,}" for name, count in _most_frequent(operations)]),
-        *_table("setting | value", [f"{k} | {_shown(value)}" for k, value in settings.items() if value is not None]),
+        _INTRODUCTION,
+        markdown_table(["verdict", "rows", "meaning"], [[v, n, VERDICTS[v]] for v, n in _most_frequent(verdicts)]),
+        markdown_table(["degradation", "rows"], [[f"`{name}`", n] for name, n in _most_frequent(operations)]),
+        markdown_table(["setting", "value"], [list(item) for item in shown.items()]),
     ]
     if source_card is not None:
-        quoted = [f"> {line}".rstrip() for line in source_card.splitlines()]
-        lines += ["## Source data", "", "Card of the source data:", "", *quoted, ""]
-    return "\n".join(lines)
+        quoted = "\n".join(f"> {line}".rstrip() for line in source_card.splitlines())
+        blocks += ["## Source data", "Card of the source data:", quoted]
+    return "\n\n".join(blocks) + "\n"
 
 
-def _table(header: str, rows: list[str]) -> list[str]:
-    return [f"| {header} |", "|---" * (header.count("|") + 1) + "|", *(f"| {row} |" for row in rows), ""]
-
-
-def _most_frequent(counts: dict[str, int]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def _shown(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _most_frequent(counts: dict[str, int]) -> list[tuple[str, str]]:
+    return [(name, f"{count:,}") for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]

@@ -64,6 +64,7 @@ def serve_review(
     port = _usable_port(host, port)
     cache = _make_cache(path.parent)
     try:
+        os.environ["GRADIO_TEMP_DIR"] = str(cache)  # read by the components of the page
         page = build_page(gradio, data, cache)
         if host not in _LOOPBACK:
             print(f"Everyone who can reach {host}:{port} can see these pictures and decide about them.")
@@ -90,7 +91,6 @@ def _launch(
 ) -> None:
     from starlette.middleware import Middleware
 
-    os.environ["GRADIO_TEMP_DIR"] = str(cache)
     page.launch(
         server_name=host,
         server_port=port,

@@ -5,7 +5,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..checkpointing.checkpoint_files import checkpoint_problem, last_whole_checkpoint, list_checkpoints
+from ..checkpointing.checkpoint_files import checkpoint_problem, last_complete_checkpoint, list_checkpoints
 from ..config import HawkeyeGRPOConfig
 from ..io.outputs import check_writable, is_taken
 
@@ -30,7 +30,7 @@ def prepare_run_folder(training_args: HawkeyeGRPOConfig, *, numbered: bool) -> s
     Raises:
         `FileExistsError`: The folder holds files and the run does not resume.
         `OSError`: The folder can't be created or written to.
-        `ValueError`: There is no whole checkpoint to resume from.
+        `ValueError`: There is no complete checkpoint to resume from.
     """
     resume = _resume_choice(training_args.resume_from_checkpoint)
     own = resume in ("true", "auto") or _is_inside(resume, training_args.output_dir)
@@ -100,9 +100,9 @@ def _find_checkpoint(resume: str | None, output_dir: str) -> str | None:
         try:
             if resume in ("true", "auto"):
                 started = resume == "true" or was_started(output_dir)
-                choice[0] = str(last_whole_checkpoint(output_dir)) if started else None
+                choice[0] = str(last_complete_checkpoint(output_dir)) if started else None
             elif problem := checkpoint_problem(resume):
-                choice[1] = f"{resume} is not a whole checkpoint ({problem}); name another one."
+                choice[1] = f"{resume} is not a complete checkpoint ({problem}); name another one."
             else:
                 choice[0] = resume
         except (FileNotFoundError, FileExistsError) as error:
