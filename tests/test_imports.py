@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
         "text",
         "train",
     },
-    "doctor": {"data", "demo", "io", "run_facts", "shared_prefix", "text", "trl_compat"},
+    "doctor": {"data", "demo", "io", "run_facts", "shared_prefix", "text", "train", "trl_compat"},
     "train": {
         "checkpointing",
         "config",
@@ -48,7 +48,6 @@ ALLOWED: dict[str, set[str]] = {
         "wording",
     },
     "__init__": {"trainer", "config", "text", "rewards", "scoring"},
-    "ablations": {"report", "wording"},
     "report": {"data", "evaluation", "files", "io", "scoring", "wording"},
     "trainer": {
         "checkpointing",

@@ -23,7 +23,8 @@ from ..report.plots import plot_curves
 from ..trainer import HawkeyeGRPOTrainer
 from ..wording import before_after_table
 from .arguments import ScriptArguments
-from .callbacks import METRICS_FILE, HeldOutCallback, read_metrics
+from .callbacks import HeldOutCallback
+from .run_folder import METRICS_FILE, read_metrics
 
 
 @contextlib.contextmanager
