@@ -49,9 +49,6 @@ class ScriptArguments:
     reward_parameters: dict | str | None = field(
         default=None, metadata={"help": 'Parameters by reward, as JSON: \'{"accuracy": {"tau": 0.5}}\'.'}
     )
-    max_pixels: int | None = field(
-        default=None, metadata={"help": "Largest image, in pixels, that the model sees; larger ones are downscaled."}
-    )
     held_out_split: str = field(
         default="test", metadata={"help": "Split that is measured before and after training; tune on validation."}
     )

@@ -146,7 +146,6 @@ def _write_card(
             **model,
             rewards=script_args.rewards,
             reward_parameters=script_args.reward_parameters,
-            max_pixels=script_args.max_pixels,
         ),
         validation=[line for line in read_metrics(folder / METRICS_FILE) if f"eval_{BEST_METRIC}" in line],
         steps=trainer.state.global_step,
