@@ -237,7 +237,7 @@ def test_a_view_that_can_not_be_made_loses_one_pair_and_not_the_run(tmp_path):
     assert other["operation"] == "darken@1+jpeg"
 
 
-@pytest.mark.parametrize("moment", ["write_manifest", "_write_dataset_files", "card_text", "move_folder"])
+@pytest.mark.parametrize("moment", ["write_manifest", "write_split_files", "card_text", "move_folder"])
 def test_a_run_killed_while_it_finishes_resumes(tmp_path, monkeypatch, moment):
     data = save(tmp_path / "data", dataset(6))
     make(data, tmp_path / "whole")

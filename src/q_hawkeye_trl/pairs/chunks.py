@@ -19,7 +19,7 @@ from datasets import Dataset, Features, disable_progress_bars
 from datasets import Image as ImageFeature
 from tqdm import tqdm
 
-from ..io.atomic import open_atomic
+from ..data.arrow_folder import shard_names, write_arrow
 from .decisions import read_decisions
 from .judge import VERDICTS_FILE, VerdictStore, build_judge
 from .making import Pair, PairMaker, SourceRow
@@ -32,11 +32,10 @@ CHUNKS_PER_SPLIT = 1000
 
 
 class Chunk(NamedTuple):
-    """Rows `start` to `stop` of a split, whose lines of the manifest begin at `line`."""
+    """Rows `start` to `stop` of a split in one data file; their lines of the manifest begin at `line`."""
 
     split: str
-    number: int
-    total: int
+    file_name: str
     start: int
     stop: int
     line: int
@@ -46,26 +45,20 @@ class Chunk(NamedTuple):
         """Its rows in the split."""
         return range(self.start, self.stop)
 
-    @property
-    def file_name(self) -> str:
-        """Name of its data file in the folder of its split."""
-        return f"data-{self.number:05d}-of-{self.total:05d}.arrow"
-
     def part_file(self, parts: Path) -> Path:
         """File with its lines of the manifest."""
-        return parts / f"{self.split or 'data'}-{self.number:05d}.parquet"
+        return parts / f"{self.split}-{self.file_name}.parquet"
 
 
 def cut_chunks(source: dict[str, Dataset]) -> list[Chunk]:
     """Cut each split into chunks of 32 rows, or at most 1,000 chunks; an empty split is one chunk without rows."""
     chunks, line = [], 0
-    for name, split in source.items():
-        size = max(ROWS_PER_CHUNK, -(-len(split) // CHUNKS_PER_SPLIT))
-        total = max(1, -(-len(split) // size))
-        for number in range(total):
-            start, stop = number * size, min(len(split), (number + 1) * size)
-            chunks.append(Chunk(name, number, total, start, stop, line + start))
-        line += len(split)
+    for split, rows in source.items():
+        size = max(ROWS_PER_CHUNK, -(-len(rows) // CHUNKS_PER_SPLIT))
+        names = shard_names(max(1, -(-len(rows) // size)))
+        for name, start in zip(names, range(0, max(1, len(rows)), size), strict=True):
+            chunks.append(Chunk(split, name, start, min(len(rows), start + size), line + start))
+        line += len(rows)
     return chunks
 
 
@@ -93,18 +86,18 @@ class Worker:
 
     def do(self, chunk: Chunk) -> None:
         """Write the data file of a chunk, then its part of the manifest: a chunk with a part is done."""
-        source, splits = self.source[chunk.split], self.job.settings.splits
-        make = self.maker.make if splits is None or chunk.split in splits else _without_pair
-        schema, table, records = output_features(source).arrow_schema, source.with_format("arrow"), []
-        with (
-            open_atomic(self.job.folder / chunk.split / chunk.file_name, "wb") as file,
-            pa.ipc.new_stream(file, schema) as writer,
-        ):
-            for index, pair in zip(chunk.rows, _made(self._rows(chunk), make, self.threads), strict=True):
-                writer.write_table(_with_view(table[index : index + 1], pair.png, schema))
-                records.append(pair.record)
-                self.row_done()
+        records: list[dict[str, Any]] = []
+        path, features = self.job.folder / chunk.split / chunk.file_name, output_features(self.source[chunk.split])
+        write_arrow(path, self._tables(chunk, features.arrow_schema, records), features, len(chunk.rows))
         write_manifest(chunk.part_file(self.job.parts), [pa.Table.from_pylist(records, schema=SCHEMA)])
+
+    def _tables(self, chunk: Chunk, schema: pa.Schema, records: list[dict[str, Any]]) -> Iterator[pa.Table]:
+        table, splits = self.source[chunk.split].with_format("arrow"), self.job.settings.splits
+        make = self.maker.make if splits is None or chunk.split in splits else _without_pair
+        for index, pair in zip(chunk.rows, _made(self._rows(chunk), make, self.threads), strict=True):
+            yield _with_view(table[index : index + 1], pair.png, schema)
+            records.append(pair.record)
+            self.row_done()
 
     def _rows(self, chunk: Chunk) -> Iterator[SourceRow]:
         source = self.source[chunk.split]

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from ..data.arrow_folder import write_index, write_split_files
 from ..io.atomic import remove_partials, write_json, write_text
 from ..io.lock import locked
 from ..io.outputs import is_taken, refuse_inside
@@ -267,9 +268,9 @@ def _complete(work: _Work, source: dict[str, Dataset], chunks: list[Chunk], iden
     for name, split in source.items():
         files = [chunk.file_name for chunk in chunks if chunk.split == name]
         fingerprint = hashlib.sha256(f"{digest}/{name}".encode()).hexdigest()[:16]
-        _write_dataset_files(work.folder / name, split, files, fingerprint)
+        write_split_files(work.folder, name, files, output_features(split), fingerprint, split.info)
     if SINGLE not in source:
-        write_json(work.folder / "dataset_dict.json", {"splits": list(source)})
+        write_index(work.folder, list(source))
     card, summary = data / "README.md", summarize(work.folder)
     source_card = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
     text = card_text(summary.verdicts, summary.operations, identity["settings"], source_card)
@@ -285,20 +286,3 @@ def _merged(work: _Work, chunks: list[Chunk]) -> Iterator[pa.Table]:
             yield pq.read_table(part)
         else:
             yield old.slice(chunk.line, len(chunk.rows))
-
-
-def _write_dataset_files(folder: Path, source: Dataset, files: list[str], fingerprint: str) -> None:
-    info = source.info.copy()
-    info.features = output_features(source)
-    info.splits = info.download_checksums = info.download_size = info.dataset_size = info.size_in_bytes = None
-    info.write_to_directory(str(folder))
-    state = {
-        "_data_files": [{"filename": name} for name in files],
-        "_fingerprint": fingerprint,
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": str(source.split) if source.split is not None else None,
-    }
-    write_json(folder / "state.json", state)
