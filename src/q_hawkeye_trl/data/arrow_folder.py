@@ -18,6 +18,11 @@ class Shard(NamedTuple):
     tables: Callable[[], Iterable[pa.Table]]
 
 
+def shard_names(count: int) -> list[str]:
+    """Name the Arrow files of a split of `count` shards, as `save_to_disk` names them."""
+    return [f"data-{number:05d}-of-{count:05d}.arrow" for number in range(count)]
+
+
 def write_arrow(path: str | os.PathLike, tables: Iterable[pa.Table], features: Features, rows: int) -> None:
     """
     Write one Arrow file atomically, table by table, so that memory holds one table.
@@ -68,7 +73,7 @@ def write_split(folder: Path, split: str, shards: Sequence[Shard], features: Fea
     """Write a split of at least one shard below `folder`; existing shards are kept."""
     target = folder / split
     target.mkdir(parents=True, exist_ok=True)
-    names = [f"data-{number:05d}-of-{len(shards):05d}.arrow" for number in range(len(shards))]
+    names = shard_names(len(shards))
     for name, shard in zip(names, shards, strict=True):
         if not (target / name).exists():
             write_arrow(target / name, shard.tables(), features, shard.rows)
