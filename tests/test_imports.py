@@ -70,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"data", "question"},
     "degraded_batch": {"data"},
     "rewards": {"objective", "question", "text"},
-    "run_facts": {"files"},
+    "run_facts": {"io"},
     "demo": {"data", "evaluation", "text"},
     "scoring": {"data", "evaluation", "generation", "io", "question", "text", "wording"},
     "pairs": {"data", "io", "wording"},
