@@ -43,7 +43,7 @@ def main() -> None:
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     } | (training_args.model_init_kwargs or {})
-    limits = {} if script_args.max_pixels is None else {"max_pixels": script_args.max_pixels}
+    limits = {} if training_args.max_pixels is None else {"max_pixels": training_args.max_pixels}
     trust = training_args.trust_remote_code
     revision = model_args.model_revision
     processor = AutoProcessor.from_pretrained(
@@ -53,7 +53,7 @@ def main() -> None:
     # Train, with figures on held-out images before and after
     trainer = HawkeyeGRPOTrainer(
         model=policy,
-        reward_funcs=build_rewards(script_args, training_args),
+        reward_funcs=build_rewards(script_args),
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=validation_dataset,

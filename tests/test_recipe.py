@@ -12,8 +12,8 @@ import yaml
 from transformers.hf_argparser import string_to_bool
 
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
-from q_hawkeye_trl.train.arguments import parse_arguments, recipe_parser
-from q_hawkeye_trl.train.recipes import RECIPES, find_recipe, load_recipe, recipe_chain
+from q_hawkeye_trl.train.arguments import parse_arguments
+from q_hawkeye_trl.train.recipes import RECIPES, find_recipe, load_recipe, recipe_chain, recipe_parser
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_koniq.py"

@@ -11,8 +11,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, last_complete_checkpoint
 from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.report.plots import plot_curves, running_mean
-from q_hawkeye_trl.train.callbacks import HeldOutCallback, MetricsFileCallback, read_metrics
-from q_hawkeye_trl.train.run_folder import choose_run_folder, create_run_folder, was_started
+from q_hawkeye_trl.train.callbacks import HeldOutCallback, MetricsFileCallback
+from q_hawkeye_trl.train.run_folder import choose_run_folder, create_run_folder, read_metrics, was_started
 from q_hawkeye_trl.wording import FIGURES, before_after_table
 
 

@@ -25,6 +25,7 @@ from q_hawkeye_trl.evaluation import validation
 from q_hawkeye_trl.evaluation.held_out import evaluate_held_out
 from q_hawkeye_trl.evaluation.validation import Validation
 from q_hawkeye_trl.text import quality_messages
+from q_hawkeye_trl.trl_compat import mode
 
 TESTS = Path(__file__).parent
 KEYS = {"srcc_sampled", "plcc_sampled", "srcc_greedy", "plcc_greedy", "parse_rate", "spread"}
@@ -217,13 +218,13 @@ def test_metrics_of_training_wait_for_their_own_log(tmp_path, images, monkeypatc
     rewards = []
     plain = trainer._add_metrics
     monkeypatch.setattr(
-        trainer, "_add_metrics", lambda mode, new: (rewards.append((mode, new.get("scores/spread"))), plain(mode, new))
+        trainer, "_add_metrics", lambda new: (rewards.append((mode(trainer), new.get("scores/spread"))), plain(new))
     )
     trainer.train()
     for line in evaluations(trainer):
         assert not {"reward", "scores/spread"} & line.keys()
     (line,) = [line for line in trainer.state.log_history if "loss" in line]
-    spreads = [value for mode, value in rewards if mode == "train" and value is not None]
+    spreads = [value for phase, value in rewards if phase == "train" and value is not None]
     assert len(spreads) == 2
     assert line["scores/spread"] == pytest.approx(sum(spreads) / 2)
 
@@ -286,7 +287,7 @@ def test_the_shares_of_the_ranks_are_put_together(monkeypatch, count, ranks):
     for rank in range(ranks):
         accelerator = SimpleNamespace(process_index=rank, num_processes=ranks, is_main_process=rank == 0)
         args = SimpleNamespace(
-            score_min=1, score_max=5, ds3_gather_for_generation=True, gradient_checkpointing_kwargs=None
+            prompt=None, score_min=1, score_max=5, ds3_gather_for_generation=True, gradient_checkpointing_kwargs=None
         )
         names = ("model_wrapped", "processing_class", "score_fn")
         trainer = SimpleNamespace(accelerator=accelerator, args=args, max_completion_length=8, **dict.fromkeys(names))

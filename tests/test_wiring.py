@@ -234,7 +234,7 @@ def number_of(text: str) -> float | None:
     return None if value == 7 else value - 6.0
 
 
-SHARDED = {"batch_size": 3, "passes": 3, "seed": 5, "score_fn": number_of, "progress": False}
+SHARDED = {"batch_size": 3, "passes": 3, "seed": 5, "progress": False}
 SCALE = {"score_min": 0.0, "score_max": 10.0}
 WHOLE_GROUPS = {
     "optim": "sgd",
@@ -259,6 +259,7 @@ def evaluate_alone(trainer, rows) -> dict[str, float]:
         rows["mos"],
         prompts=rows["prompt"],
         max_new_tokens=7,
+        score_fn=number_of,
         **SHARDED,
         **SCALE,
     )
@@ -266,6 +267,7 @@ def evaluate_alone(trainer, rows) -> dict[str, float]:
 
 def test_sharded_figures_of_one_process_are_the_held_out_figures(tmp_path):
     trainer, rows = build_trainer(tmp_path, max_completion_length=7, **SCALE), held_out_rows()
+    trainer.score_fn = number_of
     figures = evaluate_sharded(trainer, rows, **SHARDED)
     assert figures == pytest.approx(evaluate_alone(trainer, rows), nan_ok=False)
     assert 0 < figures["parse_rate"] < 1 or figures["spread"] > 0
@@ -285,6 +287,7 @@ def observed_step(folder: Path, **options) -> dict:
         monkeypatch.setattr(trainer_module.HawkeyeGRPOTrainer, "_generate_and_score_completions", observed)
         done = run(folder, **ON, **WHOLE_GROUPS, **SCALE, **options)
     seen["gradients"] = done.gradients[0]
+    done.trainer.score_fn = number_of
     seen["figures"] = evaluate_sharded(done.trainer, held_out_rows(), **SHARDED)
     seen["logs"] = done.logs[0] if done.logs else {}
     seen["trainer"] = done.trainer

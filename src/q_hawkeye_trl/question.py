@@ -112,6 +112,48 @@ def name_parser(function: ScoreFunc) -> str | None:
     return f"{module}:{name}"
 
 
+def common_prompt(dataset: Any) -> str | list[dict] | None:
+    """The prompt that all rows of a dataset ask, `None` if they differ, have images in it, or can't be compared."""
+    if "prompt" not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "__len__"):
+        return None
+    prompts = iter(dataset["prompt"])
+    first = next(prompts, None)
+    if first is None or any(prompt != first for prompt in prompts):
+        return None
+    if isinstance(first, str):
+        return first
+    if len(first) == 1 and first[0]["role"] == "user" and isinstance(first[0]["content"], str):
+        return first[0]["content"]
+    messages = _without_none(first)
+    blocks = [block for message in messages if isinstance(message["content"], list) for block in message["content"]]
+    return None if any("image" in block for block in blocks) else messages
+
+
+def with_prompt(dataset: Any, prompt: str) -> Any:
+    """A dataset of the `datasets` library, or a dictionary of them, in which every row asks this prompt."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, Mapping) and not hasattr(dataset, "map"):
+        return {name: with_prompt(part, prompt) for name, part in dataset.items()}
+    if not hasattr(dataset, "map"):
+        raise ValueError(
+            f"prompt needs a dataset of the `datasets` library, got {type(dataset).__name__}: give its rows a prompt, "
+            "and leave the option out."
+        )
+    if not hasattr(dataset, "add_column"):
+        return dataset.map(lambda row: {"prompt": quality_messages(prompt)})
+    if "prompt" in dataset.column_names:
+        dataset = dataset.remove_columns("prompt")
+    return dataset.add_column("prompt", [quality_messages(prompt) for _ in range(len(dataset))])
+
+
+def _without_none(value: Any) -> Any:
+    # Arrow gives every block the keys of all
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
 def save_questions(folder: str | Path, questions: Mapping[str, Question]) -> None:
     """Write the questions of a model, by task name, to its folder."""
     tasks = {name: asdict(question) for name, question in questions.items()}

@@ -4,10 +4,12 @@ import math
 import textwrap
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import datasets
 import torch
+from transformers import AutoProcessor
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -23,8 +25,10 @@ from .objective.perception import perception_kl, sampled_entropy
 from .objective.reduction import token_weights
 from .objective.schedule import perception_gamma_at
 from .objective.uncertainty import rollout_uncertainty, score_statistics, uncertainty_weights
+from .question import DEFAULT_TASK, common_prompt, name_parser, save_questions, with_prompt
+from .rewards import bind_question
 from .shared_prefix.shared_prompt import SharedPromptMixin
-from .text import completion_text, parse_score
+from .text import completion_text
 from .trl_compat import VISION_KEYS, check_method_hooks, group_size, mode
 
 ScoreFunc = Callable[[str], float | None]
@@ -69,6 +73,22 @@ class HawkeyeMethodTrainer(GRPOTrainer):
             raise TypeError(
                 f"args is a {type(args).__name__}; give a HawkeyeGRPOConfig (it takes all GRPOConfig fields)."
             )
+        self.question = args.question
+        self.score_fn = self.question.parse if score_fn is None else score_fn
+        if score_fn is not None:
+            self.question = replace(self.question, parser=name_parser(score_fn))
+        if args.prompt is None:
+            self.question = replace(self.question, prompt=common_prompt(train_dataset))
+        else:
+            train_dataset, eval_dataset = (
+                with_prompt(train_dataset, args.prompt),
+                with_prompt(eval_dataset, args.prompt),
+            )
+        reward_funcs = bind_question(reward_funcs, self.question, self.score_fn)
+        if args.max_pixels is not None and not positional and kwargs.get("processing_class") is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            options = {"padding_side": "left", "truncation_side": "left", "trust_remote_code": args.trust_remote_code}
+            kwargs["processing_class"] = AutoProcessor.from_pretrained(name, max_pixels=args.max_pixels, **options)
         check_dataset(train_dataset, args)
         check_dataset(eval_dataset, args)
         if isinstance(train_dataset, datasets.Dataset | datasets.IterableDataset):  # TRL refuses others by their type
@@ -76,7 +96,6 @@ class HawkeyeMethodTrainer(GRPOTrainer):
         eval_dataset = with_uniform_images(eval_dataset)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, *positional, **kwargs)
         check_compatible(self)
-        self.score_fn = parse_score if score_fn is None else score_fn
         self.validation = validation
         self._monitors = {"train": ScoreMonitor(), "eval": ScoreMonitor()}
         self._row_weights: torch.Tensor | None = None  # (B,), from scoring to scaling the advantages
@@ -329,6 +348,11 @@ class HawkeyeMethodTrainer(GRPOTrainer):
             self, rows.dataset if isinstance(rows, DecodeOnce) else rows, metric_key_prefix
         )
 
+    def save_model(self, output_dir=None, _internal_call=False):
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            save_questions(output_dir or self.args.output_dir, {DEFAULT_TASK: self.question})
+
     # State for an exact resume
 
     def _own_state(self):
@@ -361,8 +385,9 @@ class HawkeyeGRPOTrainer(SharedPromptMixin, ExactResumeMixin, FiniteGradientMixi
     Args:
         model, reward_funcs, args, ...:
             As in [`~trl.GRPOTrainer`]; `args` is a [`HawkeyeGRPOConfig`].
-        score_fn (`Callable[[str], float | None]`, *optional*, defaults to [`parse_score`]):
-            Reads the score that a completion's text states, or `None` where it states none.
+        score_fn (`Callable[[str], float | None]`, *optional*):
+            Reads the score of a completion's text, `None` for no score. By default the parser that `args.score_parser`
+            names.
         validation ([`~evaluation.validation.Validation`], *optional*):
             Measures SRCC, PLCC, parse rate and spread on `eval_dataset` in place of TRL's evaluation loop.
 

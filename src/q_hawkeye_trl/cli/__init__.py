@@ -6,6 +6,7 @@ import typer
 
 from .. import __version__
 from . import prepare
+from .ablate import ablate
 from .doctor import doctor
 from .evaluate import evaluate
 from .merge import merge
@@ -44,6 +45,7 @@ def _options(
 _PARSES_ITSELF = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 app.command(context_settings=_PARSES_ITSELF, add_help_option=False)(train)
+app.command(context_settings=_PARSES_ITSELF, add_help_option=False)(ablate)
 app.command()(score)
 app.command()(merge)
 app.command()(evaluate)

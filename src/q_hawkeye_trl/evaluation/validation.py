@@ -135,6 +135,9 @@ def evaluate_sharded(
         "score_fn": trainer.score_fn,
         "progress": progress and accelerator.is_main_process,
     }
+    # the prompt of the config replaces those of the rows
+    prompt = None if args.prompt is None else trainer.question.messages()
+    conversations = _Conversations(rows, own, prompt)
     length = {"max_new_tokens": trainer.max_completion_length}
     with unwrap_model_for_generation(
         trainer.model_wrapped,
@@ -143,10 +146,8 @@ def evaluate_sharded(
         gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,  # turned off meanwhile, and on again
     ) as model:
         sampling = PolicyAnswers(model, trainer.processing_class, rollouts=passes, seed=seed, **length)
-        sampled = answer_scores(sampling, _Conversations(rows, own), **options)
-        greedy = answer_scores(
-            PolicyAnswers(model, trainer.processing_class, **length), _Conversations(rows, own), **options
-        )
+        sampled = answer_scores(sampling, conversations, **options)
+        greedy = answer_scores(PolicyAnswers(model, trainer.processing_class, **length), conversations, **options)
     shares = gather_object([(own, sampled, greedy)])  # a list with one share a rank
     # the place of each image's first scores: what fills up a share comes last
     order = np.unique(np.concatenate([share[0] for share in shares]), return_index=True)[1]
@@ -158,8 +159,8 @@ def evaluate_sharded(
 class _Conversations(Sequence):
     """Dataset rows by number, as conversations whose images are decoded when they are asked for."""
 
-    def __init__(self, rows: Dataset, numbers: list[int]):
-        self.rows, self.numbers = rows, numbers
+    def __init__(self, rows: Dataset, numbers: list[int], prompt: list[dict] | None):
+        self.rows, self.numbers, self.prompt = rows, numbers, prompt
         self.column = "images" if "images" in rows.column_names else "image"
 
     def __len__(self) -> int:
@@ -167,7 +168,7 @@ class _Conversations(Sequence):
 
     def __getitem__(self, place) -> Conversation:
         row = self.rows[self.numbers[place]]
-        return conversation_of(row["prompt"], row.get(self.column))
+        return conversation_of(self.prompt or row["prompt"], row.get(self.column))
 
 
 def _share(count: int, rank: int, ranks: int) -> list[int]:

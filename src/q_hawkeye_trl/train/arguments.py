@@ -14,7 +14,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 from ..config import HawkeyeGRPOConfig
 from ..evaluation.validation import BEST_METRIC
 from ..rewards import get_reward
-from .recipes import BASE, DEFAULT_RECIPE, ENVIRONMENT, find_recipe, load_recipe
+from .recipes import DEFAULT_RECIPE, ENVIRONMENT, find_recipe, load_recipe, recipe_parser
 
 
 @dataclass
@@ -48,9 +48,6 @@ class ScriptArguments:
     )
     reward_parameters: dict | str | None = field(
         default=None, metadata={"help": 'Parameters by reward, as JSON: \'{"accuracy": {"tau": 0.5}}\'.'}
-    )
-    max_pixels: int | None = field(
-        default=None, metadata={"help": "Largest image, in pixels, that the model sees; larger ones are downscaled."}
     )
     held_out_split: str = field(
         default="test", metadata={"help": "Split that is measured before and after training; tune on validation."}
@@ -171,22 +168,6 @@ def parse_arguments(argv: Sequence[str], parser: TrlParser | None = None) -> Tra
     parsed = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
     names_folder = any(word.split("=")[0] == "--output_dir" for word in rest)
     return TrainingOptions(*parsed, is_default=own.config is None and not names_folder)
-
-
-def recipe_parser() -> argparse.ArgumentParser:
-    """Parser of the options that name recipes."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    group = parser.add_argument_group("Recipe")
-    group.add_argument(
-        "--config",
-        metavar="NAME|FILE",
-        help="Recipe: a YAML file whose keys are the options below, or the name of a packaged one, e.g. "
-        f"koniq/qwen2_5_vl_7b. {DEFAULT_RECIPE} by default: the bundled policy on a synthetic set.",
-    )
-    group.add_argument(
-        f"--{BASE}", metavar="NAME|FILE", help="Recipe that replaces the last one that the recipe inherits from."
-    )
-    return parser
 
 
 def make_parser(prog: str | None = None) -> TrlParser:

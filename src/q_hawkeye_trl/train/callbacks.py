@@ -1,7 +1,7 @@
 """What a training writes while it runs: a line per log, a short progress bar, figures before and after."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from ..checkpointing.staging import explained_write_errors
 from ..checkpointing.stop_on_signal import StopOnSignalCallback
 from ..evaluation.validation import evaluate_sharded
 from ..io.atomic import without_nan, write_json, write_text
+from ..io.journal import append_line
 from ..run_facts.log import RunFactsCallback
 from ..trainer import HawkeyeGRPOTrainer
 from .arguments import ScriptArguments
+from .run_folder import METRICS_FILE
 
-METRICS_FILE = "metrics.jsonl"
 SHOWN = {
     "reward": "reward",
     "scores/srcc": "SRCC",
@@ -47,17 +48,13 @@ class MetricsFileCallback(TrainerCallback):
             return
         # the history of a finished run that resumes has the summary of its end
         kept = [line for line in state.log_history if "train_runtime" not in line]
-        write_text(self.path, "".join(map(_line, kept)))
+        write_text(self.path, "".join(json.dumps(without_nan({"step": line["step"], **line})) + "\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
             return
-        with explained_write_errors(METRICS_FILE, self.path.parent), open(self.path, "a") as file:
-            file.write(_line({**logs, "step": state.global_step}))
-
-
-def _line(logs: Mapping) -> str:
-    return json.dumps(without_nan({"step": logs["step"], **logs})) + "\n"
+        with explained_write_errors(METRICS_FILE, self.path.parent):
+            append_line(self.path, without_nan({"step": state.global_step, **logs}), sync=False)
 
 
 class BriefProgressCallback(ProgressCallback):
@@ -138,19 +135,3 @@ def add_run_callbacks(
     if script_args.early_stopping_patience is not None and trainer.eval_dataset is not None:
         trainer.add_callback(EarlyStoppingCallback(script_args.early_stopping_patience))
     return measured
-
-
-def read_metrics(path: str | Path) -> list[dict]:
-    """
-    Read a `metrics.jsonl`.
-
-    Args:
-        path (`str` or `Path`):
-            File; a missing one counts as empty.
-
-    Returns:
-        `list[dict]`: The complete lines in order, without a last line that a crash cut off.
-    """
-    path = Path(path)
-    text = path.read_text() if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -76,7 +76,7 @@ def build_trainer(options: TrainingOptions, train_dataset: Dataset, validation: 
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     } | (training_args.model_init_kwargs or {})
-    limits = {} if script_args.max_pixels is None else {"max_pixels": script_args.max_pixels}
+    limits = {} if training_args.max_pixels is None else {"max_pixels": training_args.max_pixels}
     processor = AutoProcessor.from_pretrained(
         policy,
         revision=model_args.model_revision,
@@ -86,7 +86,7 @@ def build_trainer(options: TrainingOptions, train_dataset: Dataset, validation: 
     )
     return HawkeyeGRPOTrainer(
         model=policy,
-        reward_funcs=build_rewards(script_args, training_args),
+        reward_funcs=build_rewards(script_args),
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=validation,

@@ -45,7 +45,8 @@ def load_data(
 
 
 def _load_folder(script_args: ScriptArguments, args: HawkeyeGRPOConfig) -> tuple[Dataset, Dataset | None, Dataset]:
-    scale = (args.score_min, args.score_max)
+    # a prompt of the config names its own scale
+    scale = (args.score_min, args.score_max) if args.prompt is None else QUALITY_SCALE
     train, held_out = (
         load_folder(script_args.dataset, split, scale=scale) for split in ("train", script_args.held_out_split)
     )
@@ -110,11 +111,7 @@ def plan_validation(script_args: ScriptArguments, args: HawkeyeGRPOConfig) -> No
     args.greater_is_better = True if args.greater_is_better is None else args.greater_is_better
 
 
-def build_rewards(script_args: ScriptArguments, args: HawkeyeGRPOConfig) -> list:
-    """Build the rewards by name, on the config's scale of scores."""
-    scale = {"score_min": args.score_min, "score_max": args.score_max}
+def build_rewards(script_args: ScriptArguments) -> list:
+    """Build the rewards by name; the trainer gives them its scale and parser."""
     parameters = script_args.reward_parameters or {}
-    return [
-        get_reward(name, **({} if name in ("format", "repetition") else scale) | parameters.get(name, {}))
-        for name in script_args.rewards
-    ]
+    return [get_reward(name, **parameters.get(name, {})) for name in script_args.rewards]

@@ -23,7 +23,8 @@ from ..report.plots import plot_curves
 from ..trainer import HawkeyeGRPOTrainer
 from ..wording import before_after_table
 from .arguments import ScriptArguments
-from .callbacks import METRICS_FILE, HeldOutCallback, read_metrics
+from .callbacks import HeldOutCallback
+from .run_folder import METRICS_FILE, read_metrics
 
 
 @contextlib.contextmanager
@@ -145,7 +146,6 @@ def _write_card(
             **model,
             rewards=script_args.rewards,
             reward_parameters=script_args.reward_parameters,
-            max_pixels=script_args.max_pixels,
         ),
         validation=[line for line in read_metrics(folder / METRICS_FILE) if f"eval_{BEST_METRIC}" in line],
         steps=trainer.state.global_step,

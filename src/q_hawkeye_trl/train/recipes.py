@@ -65,6 +65,22 @@ def packaged_files(folder: str = "") -> list[Path]:
     return sorted((RECIPES / folder).rglob("*.yaml"))
 
 
+def recipe_parser() -> argparse.ArgumentParser:
+    """Parser of the options that name recipes."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group("Recipe")
+    group.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        help="Recipe: a YAML file whose keys are the options below, or the name of a packaged one, e.g. "
+        f"koniq/qwen2_5_vl_7b. {DEFAULT_RECIPE} by default: the bundled policy on a synthetic set.",
+    )
+    group.add_argument(
+        f"--{BASE}", metavar="NAME|FILE", help="Recipe that replaces the last one that the recipe inherits from."
+    )
+    return parser
+
+
 def load_recipe(
     path: str | Path, options: Mapping[str, argparse.Action], *, base: str | Path | None = None
 ) -> dict[str, Any]:

@@ -1,19 +1,20 @@
 """The folder of a run: empty, or of the run that is resumed, and never with somebody else's results."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-
-from ..checkpointing.checkpoint_files import checkpoint_problem, last_complete_checkpoint, list_checkpoints
-from ..config import HawkeyeGRPOConfig
+from ..io.journal import read_lines
 from ..io.outputs import check_writable, is_taken
 
+if TYPE_CHECKING:
+    from ..config import HawkeyeGRPOConfig
+
+METRICS_FILE = "metrics.jsonl"
 RESULTS = ("summary.json", "*.safetensors", "*.bin", "config.json")
 """What a run leaves when it ends."""
 
 
-def prepare_run_folder(training_args: HawkeyeGRPOConfig, *, numbered: bool) -> str | None:
+def prepare_run_folder(training_args: "HawkeyeGRPOConfig", *, numbered: bool) -> str | None:
     """
     Choose and create the folder of a run, the same on every rank, and find the checkpoint to resume from.
 
@@ -32,6 +33,8 @@ def prepare_run_folder(training_args: HawkeyeGRPOConfig, *, numbered: bool) -> s
         `OSError`: The folder can't be created or written to.
         `ValueError`: There is no complete checkpoint to resume from.
     """
+    from accelerate.utils import broadcast_object_list
+
     resume = _resume_choice(training_args.resume_from_checkpoint)
     own = resume in ("true", "auto") or _is_inside(resume, training_args.output_dir)
     choice = [choose_run_folder(training_args.output_dir, resume=own, numbered=numbered)]
@@ -69,6 +72,8 @@ def create_run_folder(folder: str | Path) -> None:
 
 def was_started(folder: str | Path) -> bool:
     """Tell whether a folder has checkpoints, complete or not; raise `FileExistsError` if it has only results."""
+    from ..checkpointing.checkpoint_files import list_checkpoints
+
     if list_checkpoints(folder):
         return True
     results = [name for pattern in RESULTS for name in sorted(path.name for path in Path(folder).glob(pattern))]
@@ -93,6 +98,11 @@ def _is_inside(checkpoint: str | None, folder: str) -> bool:
 
 
 def _find_checkpoint(resume: str | None, output_dir: str) -> str | None:
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    from ..checkpointing.checkpoint_files import checkpoint_problem, last_complete_checkpoint
+
     if resume is None:
         return None
     choice: list = [None, None]
@@ -111,3 +121,8 @@ def _find_checkpoint(resume: str | None, output_dir: str) -> str | None:
     if problem:
         raise ValueError(problem)
     return checkpoint
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """Read the complete lines of a `metrics.jsonl`; a missing file counts as empty."""
+    return [line.content for line in read_lines(path)]

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from .report.plots import logged_curves, panel_figure, running_mean, save_figure
-from .wording import FIGURES, escape
+from ..report.plots import logged_curves, panel_figure, running_mean, save_figure
+from ..wording import FIGURES, escape
 
 
 class Run(NamedTuple):
