@@ -79,7 +79,7 @@ def test_workers_end_with_a_killed_parent_and_a_killed_worker_is_reported(tmp_pa
         workers = children(process.pid)
         process.kill()
         process.wait()
-        wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers), 10)
+        wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
     with start(data, tmp_path / "out", workers=2) as process:
         wait_for(lambda: list(tmp_path.glob("out.partial/data/*.arrow")) or process.poll() is not None)
         spawned = [c for c in children(process.pid) if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
