@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, last_complete_checkpoint
-from q_hawkeye_trl.files import write_json
 from q_hawkeye_trl.report.plots import plot_curves, running_mean
 from q_hawkeye_trl.train.callbacks import HeldOutCallback, MetricsFileCallback
 from q_hawkeye_trl.train.run_folder import choose_run_folder, create_run_folder, read_metrics, was_started
@@ -142,12 +141,6 @@ def test_held_out_figures_before_are_kept_over_a_resume(tmp_path, arguments):
     again.on_train_begin(arguments, TrainerState(global_step=5), TrainerControl())
     again.on_train_end(arguments, TrainerState(global_step=9), TrainerControl())
     assert (again.before, again.after) == ({"srcc": 0.5}, {"srcc": 0.7})
-
-
-def test_json_has_null_for_what_is_no_number(tmp_path):
-    write_json(tmp_path / "f.json", {"a": {"b": math.nan, "c": 1.5}, "d": math.inf})
-    assert json.loads((tmp_path / "f.json").read_text()) == {"a": {"b": None, "c": 1.5}, "d": None}
-    assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
 
 
 def test_table_shows_both_sides_and_the_change():

@@ -270,7 +270,8 @@ def _complete(work: _Work, source: dict[str, Dataset], chunks: list[Chunk], iden
     for name, split in source.items():
         files = [chunk.file_name for chunk in chunks if chunk.split == name]
         fingerprint = hashlib.sha256(f"{digest}/{name}".encode()).hexdigest()[:16]
-        write_split_files(work.folder, name, files, output_features(split), fingerprint, split.info)
+        where = work.folder / name
+        write_split_files(where, files, output_features(split), fingerprint, split=name or None, info=split.info)
     if SINGLE not in source:
         write_index(work.folder, list(source))
     card, summary = data / "README.md", summarize(work.folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..run_facts.log import FACTS_FILE, read_launches
+from ..run_facts.launches import FACTS_FILE, read_launches
 from ..run_facts.machine import usable_cores
 from .recipes import find_recipe
 
