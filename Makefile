@@ -32,6 +32,9 @@ train: $(VENV)/.installed ## train the bundled policy on the synthetic set, or w
 test: $(VENV)/.installed-dev ## the tests of a few minutes, no GPU
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
 
+test-unit: $(VENV)/.installed-dev ## formulas, readers and parsers in less than a minute, while you edit
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" @tests/unit.txt $(ARGS)
+
 test-slow: $(VENV)/.installed-dev ## the long tests: whole trainings, the built wheel
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 

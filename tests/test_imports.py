@@ -49,8 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "__init__": {"trainer", "config", "text", "rewards", "scoring"},
     "report": {"data", "evaluation", "files", "io", "scoring", "wording"},
-    "trainer": {
-        "checkpointing",
+    "trainer": {"checkpointing", "guards", "hawkeye_method", "shared_prefix"},
+    "hawkeye_method": {
         "checks",
         "config",
         "data",
@@ -60,7 +60,6 @@ ALLOWED: dict[str, set[str]] = {
         "objective",
         "question",
         "rewards",
-        "shared_prefix",
         "text",
         "trl_compat",
     },
