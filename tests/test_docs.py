@@ -29,7 +29,7 @@ from q_hawkeye_trl.data.scales import KONIQ_SCALES, SCALES
 from q_hawkeye_trl.evaluation.public_sets import PRESETS
 from q_hawkeye_trl.memory import GIB, MODELS, estimate, setup_of
 from q_hawkeye_trl.pairs.pair_manifest import SCHEMA, VERDICTS
-from q_hawkeye_trl.run_facts.log import FACTS_FILE, read_launches
+from q_hawkeye_trl.run_facts.launches import FACTS_FILE, read_launches
 from q_hawkeye_trl.train.arguments import ScriptArguments
 from recipe_files import ACCELERATE, FOLDER, LAUNCHERS, TRAINING, resolved
 from test_cli_score import FIELDS
@@ -228,7 +228,7 @@ def test_every_recipe_is_described():
 def test_doctor_areas_and_facts_are_described(tmp_path):
     from q_hawkeye_trl.doctor import Plan
     from q_hawkeye_trl.doctor.examination import examine
-    from q_hawkeye_trl.run_facts.log import RunFactsCallback
+    from q_hawkeye_trl.run_facts.launches import RunFactsCallback
 
     cells = {
         area
