@@ -5,13 +5,9 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -21,11 +17,10 @@ from transformers import TrainerCallback
 
 import q_hawkeye_trl.trainer as trainer_module
 from harness import OFF, ON, build_trainer, largest_difference
+from launch import in_processes
 from q_hawkeye_trl.checkpointing.checkpoint_files import last_complete_checkpoint
 from q_hawkeye_trl.errors import TrainingError
 from q_hawkeye_trl.guards import check_gradient_norm
-
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 
 
 def failing_reward(kind: str, step: int):
@@ -177,22 +172,12 @@ def test_none_is_a_reward(tmp_path):
     assert trainer.state.global_step == 3
 
 
-def two_processes(folder: Path, kind: str) -> tuple[subprocess.CompletedProcess, list[dict], float]:
-    script = Path(__file__).with_name("two_processes_guards.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    started = time.monotonic()
-    command = [*LAUNCHER, str(script), str(folder), kind]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=environment, **pipes)
-    try:
-        output, errors = process.communicate(timeout=200)
-    finally:  # ranks are in sessions of their own
-        for left in psutil.Process().children(recursive=True):
-            left.kill()
-    done = subprocess.CompletedProcess(command, process.returncode, output, errors)
+def two_processes(folder: Path, kind: str, **how) -> tuple[list[dict], str]:
+    """How each rank ended when the second one met a fault, and the errors of the launcher."""
+    _, errors = in_processes("guards", folder, kind, **how)
     seen = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
     assert all(each["world_size"] == 2 for each in seen)
-    return done, seen, time.monotonic() - started
+    return seen, errors
 
 
 @pytest.mark.slow
@@ -206,8 +191,8 @@ def two_processes(folder: Path, kind: str) -> tuple[subprocess.CompletedProcess,
     ],
 )
 def test_both_ranks_tell_the_fault_of_one(tmp_path, kind, message):
-    done, seen, _ = two_processes(tmp_path, kind)
-    assert len(seen) == 2, done.stderr[-3000:]
+    seen, _ = two_processes(tmp_path, kind)
+    assert len(seen) == 2
     for each in seen:
         assert message in each["ending"]
         assert each["step"] == 1
@@ -219,8 +204,8 @@ def test_both_ranks_tell_the_fault_of_one(tmp_path, kind, message):
 
 @pytest.mark.slow
 def test_the_signal_of_one_rank_stops_both_after_the_same_step(tmp_path):
-    done, seen, _ = two_processes(tmp_path, "signal")
-    assert len(seen) == 2, done.stderr[-3000:]
+    seen, _ = two_processes(tmp_path, "signal")
+    assert len(seen) == 2
     for each in seen:
         assert each["ending"].startswith("TrainingInterrupted: Received SIGTERM; the run stopped after step 2.")
         assert each["step"] == 2
@@ -230,12 +215,10 @@ def test_the_signal_of_one_rank_stops_both_after_the_same_step(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "seconds"), [("dies", 60), ("freezes", 120)])
 def test_a_rank_that_dies_or_freezes_ends_the_run_in_time(tmp_path, kind, seconds):
-    done, seen, taken = two_processes(tmp_path, kind)
-    assert done.returncode != 0
-    assert taken < seconds
+    seen, errors = two_processes(tmp_path, kind, timeout=seconds, fails=True)
     assert "it ended" not in [each["ending"] for each in seen]
     if kind == "dies":
-        assert "Signal 9 (SIGKILL) received" in done.stderr
+        assert "Signal 9 (SIGKILL) received" in errors
     else:
         assert len(seen) == 1  # the frozen one says nothing; the other waited for 20 seconds
         assert seen[0]["seconds"] > 20

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback
 
 from harness import build_trainer, largest_difference, run
+from launch import in_processes
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import content_seed, draw_sample
 from q_hawkeye_trl.evaluation import validation
@@ -301,18 +299,7 @@ def test_the_shares_of_the_ranks_are_put_together(monkeypatch, count, ranks):
 
 
 def validate_in_two_processes(folder: Path, *words: object) -> list[dict]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    done = subprocess.run(
-        [*command, str(TESTS / "two_processes_validation.py"), str(folder), *map(str, words)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_processes("validation", folder, *words)
     seen = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert [each["world_size"] for each in seen] == [2, 2]
     for name in KEYS:

@@ -310,7 +310,7 @@ LOGGED = (
 
 def test_two_ranks_with_a_group_each_equal_one_process(tmp_path):
     alone = observed_step(tmp_path / "alone")
-    in_processes("two_processes_wiring.py", tmp_path)
+    in_processes("wiring", tmp_path)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
     weights = [rank["advantages"].abs().max() for rank in ranks]

@@ -131,7 +131,7 @@ def _descend(predicted: np.ndarray, target: np.ndarray, start: Logistic, evaluat
         position = (scores - middle) / width
         share = expit(position)
         slope = (lower - upper) / width * share * (1 - share)
-        return np.stack([share, 1 - share, slope, slope * position], axis=1)
+        return np.array([share, 1 - share, slope, slope * position]).T
 
     with np.errstate(all="ignore"):
         best = optimize.least_squares(
