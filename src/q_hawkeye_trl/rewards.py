@@ -39,7 +39,7 @@ def _checked_mos(mos: Sequence, score_min: float, score_max: float, image_ids: S
         if not score_min <= label <= score_max:
             name = f"row {row}" if image_ids is None else f"row {row} (image_id {image_ids[row]!r})"
             raise ValueError(
-                f"mos of {name} is {value!r}, expected a number in [{score_min:g}, {score_max:g}]; rescale the labels, "
+                f"mos of {name} is {value!r}, expected a number in [{score_min:g}, {score_max:g}]; rescale them, "
                 "or set score_min and score_max to their scale."
             )
         checked.append(label)
