@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 from datasets import DatasetInfo, Features, Value, load_from_disk
 
-from q_hawkeye_trl.data.arrow_folder import Shard, write_index, write_split, write_split_files
+from q_hawkeye_trl.data.arrow_folder import Shard, write_arrow, write_index, write_split, write_split_files
 
 FEATURES = Features({"a": Value("int64"), "b": Value("string")})
 
@@ -34,9 +34,9 @@ def test_shards_are_read_back_in_order_by_datasets(tmp_path):
 
 
 def test_a_folder_without_splits_keeps_its_description(tmp_path):
-    write_split(tmp_path, "", _shards([1]), FEATURES, "0" * 16)
-    names = [path.name for path in tmp_path.glob("*.arrow")]
-    write_split_files(tmp_path, "", names, FEATURES, "0" * 16, DatasetInfo(description="mine", dataset_size=7))
+    write_arrow(tmp_path / "a.arrow", _tables([1]), FEATURES, 1)
+    info = DatasetInfo(description="mine", dataset_size=7)
+    write_split_files(tmp_path, ["a.arrow"], FEATURES, "0" * 16, info=info)
     data = load_from_disk(tmp_path)
     assert data["a"][:] == [1]
     assert data.split is None

@@ -29,7 +29,7 @@ from q_hawkeye_trl.data.scales import KONIQ_SCALES, SCALES
 from q_hawkeye_trl.evaluation.public_sets import PRESETS
 from q_hawkeye_trl.memory import GIB, MODELS, estimate, setup_of
 from q_hawkeye_trl.pairs.pair_manifest import SCHEMA, VERDICTS
-from q_hawkeye_trl.run_facts.log import FACTS_FILE, read_launches
+from q_hawkeye_trl.run_facts.launches import FACTS_FILE, read_launches
 from q_hawkeye_trl.train.arguments import ScriptArguments
 from recipe_files import ACCELERATE, FOLDER, LAUNCHERS, TRAINING, resolved
 from test_cli_score import FIELDS
@@ -119,6 +119,10 @@ def test_version_ranges_are_those_of_the_package():
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
     required = parser["options"]["install_requires"].split()
     assert set(re.findall(r"`((?:trl|transformers)[<>=][^`]+)`", ALL_TEXT)) <= set(required)
+    pinned = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE))
+    tested = {row[0].lower(): row[2] for row in table_rows(TEXTS["doctor.md"].split("## Versions")[1])}
+    packages = ("trl", "transformers", "torch", "accelerate")
+    assert {name: tested[name] for name in packages} == {name: pinned[name] for name in packages}
 
 
 # Commands and snippets
@@ -228,7 +232,7 @@ def test_every_recipe_is_described():
 def test_doctor_areas_and_facts_are_described(tmp_path):
     from q_hawkeye_trl.doctor import Plan
     from q_hawkeye_trl.doctor.examination import examine
-    from q_hawkeye_trl.run_facts.log import RunFactsCallback
+    from q_hawkeye_trl.run_facts.launches import RunFactsCallback
 
     cells = {
         area

@@ -95,19 +95,6 @@ def test_interval_refits_the_curve_in_each_draw_of_groups(rated):
     assert figures["plcc_fitted_high"] == pytest.approx(math.tanh(math.atanh(estimate) + half), abs=1e-5)
 
 
-def test_interval_over_references_is_wider_than_over_images():
-    rng = np.random.default_rng(1)
-    mos = rng.uniform(2, 4, size=(30, 10))
-    scores = np.clip(mos + 0.2 * rng.normal(size=(30, 10)) + 0.8 * rng.normal(size=(30, 1)), 1, 5)
-    table = table_of(scores.ravel(), mos.ravel(), group=tuple(str(i // 10) for i in range(300)))
-    by_group, by_image = (set_figures(each, **FAST) for each in (table, dataclasses.replace(table, group=None)))
-    assert by_image["resampled"] == "image"
-    for name in ("plcc", "rmse"):
-        assert by_image[name] == by_group[name]
-        width, narrow = (part[f"{name}_high"] - part[f"{name}_low"] for part in (by_group, by_image))
-        assert width > 1.5 * narrow
-
-
 def test_raw_labels_change_the_correlations_and_not_the_errors(rated):
     raw = dataclasses.replace(rated, mos_raw=np.exp(rated.mos))
     plain, other = set_figures(raw, **FAST), set_figures(raw, target="mos_raw", **FAST)

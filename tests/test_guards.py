@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial
 from transformers import TrainerCallback
 
-import q_hawkeye_trl.trainer as trainer_module
+import q_hawkeye_trl.hawkeye_method as trainer_module
 from harness import OFF, ON, build_trainer, largest_difference
 from launch import in_processes
 from q_hawkeye_trl.checkpointing.checkpoint_files import last_complete_checkpoint

@@ -49,8 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "__init__": {"trainer", "config", "text", "rewards", "scoring"},
     "report": {"data", "evaluation", "files", "io", "scoring", "wording"},
-    "trainer": {
-        "checkpointing",
+    "trainer": {"checkpointing", "guards", "hawkeye_method", "shared_prefix"},
+    "hawkeye_method": {
         "checks",
         "config",
         "data",
@@ -60,7 +60,6 @@ ALLOWED: dict[str, set[str]] = {
         "objective",
         "question",
         "rewards",
-        "shared_prefix",
         "text",
         "trl_compat",
     },
@@ -71,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"data", "question"},
     "degraded_batch": {"data"},
     "rewards": {"objective", "question", "text"},
-    "run_facts": {"files"},
+    "run_facts": {"io"},
     "demo": {"data", "evaluation", "text"},
     "scoring": {"data", "evaluation", "generation", "io", "question", "text", "wording"},
     "pairs": {"data", "io", "wording"},

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pair_sets import encoded, picture
-from q_hawkeye_trl.data.degradations import degrade, degraded_view, pixel_hash, view_seed
+from q_hawkeye_trl.data.degradations import degrade, degraded_views, pixel_hash, view_seed
 from q_hawkeye_trl.pairs.judge import Verdict
 from q_hawkeye_trl.pairs.making import PairMaker, SourceRow
 from q_hawkeye_trl.pairs.pair_manifest import PairKey
@@ -36,7 +36,7 @@ def test_a_pair_is_the_view_that_the_trainer_makes_in_its_first_epoch():
     names = ["jpeg@5", "gaussian_noise@4", "darken@4"]
     for n in range(4):
         pair = made(picture(n), degradations=names, seed=6)
-        view, name = degraded_view(picture(n), names, degradation_seed=6, epoch=0)
+        (view,), name = degraded_views([picture(n)], names, degradation_seed=6, epoch=0)
         assert (pair["operation"], pair["degraded_pixel_hash"]) == (name, pixel_hash(view))
 
 

@@ -1,4 +1,4 @@
-"""What a report holds: results, JSON, Markdown, terminal, pictures; everything from outside stands there as text."""
+"""Results, JSON, Markdown, terminal and plots of a report; names from outside are shown literally."""
 
 import dataclasses
 import io

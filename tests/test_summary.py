@@ -53,9 +53,7 @@ def test_few_images_are_listed_once_and_many_by_their_extremes():
     assert [tied.index(f"{number}.png") for number in range(10)] == sorted(tied.index(f"{n}.png") for n in range(10))
     assert few.index("8.png") < few.index("0.png")
     many = printed([scored(number, 1 + number / 10, spread=number % 7) for number in range(40)])
-    assert all(
-        word in many for word in ("39.png", "0.png", "6.png", "best", "worst", "least certain")
-    )  # 6: its spread
+    assert all(word in many for word in ("39.png", "0.png", "6.png", "best", "worst", "least certain"))
     assert "17.png" not in many
     greedy = printed([scored(number, 1 + number / 10) for number in range(40)])
     assert "least certain" not in greedy

@@ -16,8 +16,8 @@ from harness import OFF, build_trainer, largest_difference, run
 from q_hawkeye_trl import trl_compat
 from q_hawkeye_trl.checkpointing.checkpoint_files import MANIFEST
 from q_hawkeye_trl.checkpointing.exact_resume import ExactResumeMixin
+from q_hawkeye_trl.hawkeye_method import HawkeyeMethodTrainer
 from q_hawkeye_trl.shared_prefix.shared_prompt import SharedPromptMixin
-from q_hawkeye_trl.trainer import HawkeyeMethodTrainer
 from q_hawkeye_trl.trl_compat import EXACT_RESUME, GENERATION, GRADIENT_CHECK, HOOKS, METHOD, PROMPT_SHARING
 
 

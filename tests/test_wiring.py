@@ -14,7 +14,7 @@ from scipy import stats
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import q_hawkeye_trl.degraded_batch as degraded_batch
-import q_hawkeye_trl.trainer as trainer_module
+import q_hawkeye_trl.hawkeye_method as trainer_module
 from harness import ON, build_trainer, largest_difference, relative_difference, run
 from launch import in_processes
 from q_hawkeye_trl.data.degradations import degraded_views, pixel_hash
@@ -276,7 +276,7 @@ def test_sharded_figures_of_one_process_are_the_held_out_figures(tmp_path):
 def observed_step(folder: Path, **options) -> dict:
     """One step with scripted rollouts: this rank's advantages, its gradients and logs, then the held-out figures."""
     seen: dict = {}
-    generate = trainer_module.HawkeyeGRPOTrainer._generate_and_score_completions
+    generate = trainer_module.HawkeyeMethodTrainer._generate_and_score_completions
 
     def observed(self, inputs):
         output = generate(self, inputs)
@@ -284,7 +284,7 @@ def observed_step(folder: Path, **options) -> dict:
         return output
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(trainer_module.HawkeyeGRPOTrainer, "_generate_and_score_completions", observed)
+        monkeypatch.setattr(trainer_module.HawkeyeMethodTrainer, "_generate_and_score_completions", observed)
         done = run(folder, **ON, **WHOLE_GROUPS, **SCALE, **options)
     seen["gradients"] = done.gradients[0]
     done.trainer.score_fn = number_of

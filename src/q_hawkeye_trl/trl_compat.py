@@ -62,6 +62,7 @@ HOOKS: dict[str, dict[str, str]] = {
         "_get_per_token_logps_and_entropies": _LOGPS,
         "_compute_loss": "model, inputs",
         "get_eval_dataloader": "eval_dataset",
+        "save_model": "output_dir, _internal_call",
         "evaluate": "eval_dataset, ignore_keys, metric_key_prefix",
         "evaluation_loop": "dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix",
     },

@@ -41,21 +41,22 @@ def write_arrow(path: str | os.PathLike, tables: Iterable[pa.Table], features: F
 
 def write_split_files(
     folder: Path,
-    split: str,
     names: Sequence[str],
     features: Features,
     fingerprint: str,
+    *,
+    split: str | None = None,
     info: DatasetInfo | None = None,
 ) -> None:
     """
-    Write what `load_from_disk` reads beside the Arrow files `names` of `folder / split` (`folder` itself if empty).
+    Write what `load_from_disk` reads beside the Arrow files `names` of the folder.
 
     Caches of `datasets` are named by `fingerprint`, which stands for the content. `info` may hold a description.
     """
     info = info.copy() if info is not None else DatasetInfo()
     info.features = features
     info.splits = info.download_checksums = info.download_size = info.dataset_size = info.size_in_bytes = None
-    info.write_to_directory(str(folder / split))
+    info.write_to_directory(str(folder))
     state = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": fingerprint,
@@ -63,19 +64,20 @@ def write_split_files(
         "_format_kwargs": {},
         "_format_type": None,
         "_output_all_columns": False,
-        "_split": split or None,
+        "_split": split,
     }
-    write_json(folder / split / "state.json", state)
+    write_json(folder / "state.json", state)
 
 
 def write_split(folder: Path, split: str, shards: Sequence[Shard], features: Features, fingerprint: str) -> None:
-    """Write a split of at least one shard by [`write_arrow`] and [`write_split_files`]; existing shards are kept."""
+    """Write a split of at least one shard below `folder`; existing shards are kept."""
+    target = folder / split
+    target.mkdir(parents=True, exist_ok=True)
     names = shard_names(len(shards))
-    (folder / split).mkdir(parents=True, exist_ok=True)
     for name, shard in zip(names, shards, strict=True):
-        if not (folder / split / name).exists():
-            write_arrow(folder / split / name, shard.tables(), features, shard.rows)
-    write_split_files(folder, split, names, features, fingerprint)
+        if not (target / name).exists():
+            write_arrow(target / name, shard.tables(), features, shard.rows)
+    write_split_files(target, names, features, fingerprint, split=split)
 
 
 def write_index(folder: Path, splits: Sequence[str]) -> None:

@@ -310,11 +310,9 @@ def _with_intervals(
 
 
 def _spread_part(known: ScoreTable, draws: int, seed: int) -> dict | None:
-    if known.spread is None:
+    if known.spread is None or np.isnan(known.spread).all():
         return None
     known = known.select(~np.isnan(known.spread))
-    if len(known) == 0 or known.spread is None:
-        return None
     spread, error = known.spread, np.abs(known.score - known.mos)
     curve = risk_coverage(spread, error)
     return {

@@ -13,7 +13,7 @@ from ..checkpointing.stop_on_signal import StopOnSignalCallback
 from ..evaluation.validation import evaluate_sharded
 from ..io.atomic import without_nan, write_json, write_text
 from ..io.journal import append_line
-from ..run_facts.log import RunFactsCallback
+from ..run_facts.launches import RunFactsCallback
 from ..trainer import HawkeyeGRPOTrainer
 from .arguments import ScriptArguments
 from .run_folder import METRICS_FILE
