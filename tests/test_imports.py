@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "wording",
     },
     "__init__": {"trainer", "config", "text", "rewards", "scoring"},
-    "report": {"data", "evaluation", "files", "io", "scoring", "wording"},
+    "report": {"data", "evaluation", "io", "scoring", "wording"},
     "trainer": {"checkpointing", "guards", "hawkeye_method", "shared_prefix"},
     "hawkeye_method": {
         "checks",

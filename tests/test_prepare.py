@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from datasets import load_from_disk
 from PIL import Image
 
-from iqa_layouts import csiq_image, write_csiq, write_image, write_images, write_kadid, write_rows, write_spaq
+from iqa_layouts import csiq_image, refused, write_csiq, write_image, write_images, write_kadid, write_rows, write_spaq
 from q_hawkeye_trl.data.degradations import pixel_hash
 from q_hawkeye_trl.data.folder import check_rows, load_folder
 from q_hawkeye_trl.data.images import load_image
@@ -168,8 +168,7 @@ def test_missing_images_change_neither_the_scale_nor_the_splits_of_the_others(ka
 def test_rows_without_a_score_are_left_out_only_when_permitted(tmp_path):
     write_spaq(tmp_path / "spaq", [("a.jpg", 10.0), ("b.jpg", None), ("c.jpg", 20.0), ("d.jpg", 30.0)])
     write_images(tmp_path / "spaq" / "TestImage", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
-    with pytest.raises(ValueError, match=r"1 .*unscored.*\n.*b\.jpg"):
-        prepare(READERS["spaq"](tmp_path / "spaq"), tmp_path / "out")
+    refused(r"1 .*unscored.*\n.*b\.jpg", prepare, READERS["spaq"](tmp_path / "spaq"), tmp_path / "out")
     prepare(READERS["spaq"](tmp_path / "spaq"), tmp_path / "out", allowed={"unscored": 1})
     assert set(_rows(tmp_path / "out")) == {"a.jpg", "c.jpg", "d.jpg"}
 
@@ -197,8 +196,7 @@ def test_the_same_pixels_in_two_given_splits_are_leakage(tmp_path):
     write_images(tmp_path, ["a.png", "b.png"])
     load_image(tmp_path / "a.png").save(tmp_path / "copy of a.bmp")  # another file and format
     labels = _table(tmp_path, rows)
-    with pytest.raises(ValueError, match=r"1 .*leakage.*\n.*copy of a\.bmp \(test\)"):
-        prepare(labels, tmp_path / "out")
+    refused(r"1 .*leakage.*\n.*copy of a\.bmp \(test\)", prepare, labels, tmp_path / "out")
     result = prepare(labels, tmp_path / "out", allowed={"leakage": 1})
     assert [split["rows"] for split in result.splits.values()] == [1, 1, 2]  # nothing is dropped
 
@@ -206,8 +204,7 @@ def test_the_same_pixels_in_two_given_splits_are_leakage(tmp_path):
 def test_a_reference_in_two_given_splits_is_said(tmp_path):
     write_images(tmp_path, ["a.png", "b.png"])
     labels = _table(tmp_path, [("a.png", 2, "train", "r"), ("b.png", 3, "test", "r")])
-    with pytest.raises(ValueError, match="--allow-shared-reference 1"):
-        prepare(labels, tmp_path / "out")
+    refused("--allow-shared-reference 1", prepare, labels, tmp_path / "out")
     prepare(labels, tmp_path / "out", allowed={"shared-reference": 1})
 
 
@@ -231,8 +228,7 @@ def test_links_out_of_the_folder_are_reported_and_followed_only_when_permitted(k
     outside = tmp_path / "elsewhere.png"
     (kadid / "images" / NAMES[0]).rename(outside)
     (kadid / "images" / NAMES[0]).symlink_to(outside)
-    with pytest.raises(ValueError, match=rf"1 .*outside.*\n.*{NAMES[0]}: it leads to .*elsewhere"):
-        _kadid(kadid, tmp_path / "out")
+    refused(rf"1 .*outside.*\n.*{NAMES[0]}: it leads to .*elsewhere", _kadid, kadid, tmp_path / "out")
     _kadid(kadid, tmp_path / "out", allowed={"outside": 1})
     assert NAMES[0] not in _rows(tmp_path / "out")
     _kadid(kadid, tmp_path / "all", follow_links=True)
@@ -254,8 +250,7 @@ def test_csiq_is_turned_round_in_the_result(tmp_path):
 def test_nothing_is_overwritten(kadid, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="out is not empty"):
-        _kadid(kadid, tmp_path / "out")
+    refused("out is not empty", _kadid, kadid, tmp_path / "out", error=FileExistsError)
     assert os.listdir(tmp_path / "out") == ["mine.txt"]
     (tmp_path / "out" / "mine.txt").unlink()
     _kadid(kadid, tmp_path / "out")  # an empty folder is fine
@@ -269,11 +264,9 @@ def test_the_same_command_twice_does_nothing_and_another_is_refused(kadid, tmp_p
     assert not first.existed
     assert again.splits == first.splits
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == stamps
-    with pytest.raises(FileExistsError, match="made with another seed"):
-        _kadid(kadid, tmp_path / "out", seed=1)
+    refused("made with another seed", _kadid, kadid, tmp_path / "out", seed=1, error=FileExistsError)
     (kadid / "dmos.csv").write_text((kadid / "dmos.csv").read_text().replace("0.25", "0.36", 1))
-    with pytest.raises(FileExistsError, match="made with another labels, rows"):
-        _kadid(kadid, tmp_path / "out")
+    refused("made with another labels, rows", _kadid, kadid, tmp_path / "out", error=FileExistsError)
 
 
 def test_options_of_a_reader_make_another_command(tmp_path):
@@ -292,27 +285,23 @@ def test_options_of_a_reader_make_another_command(tmp_path):
     prepare(read(), tmp_path / "out")
     assert prepare(read(), tmp_path / "out").existed
     for other in (read(image="other"), read(pattern="^(a[0-9])")):
-        with pytest.raises(FileExistsError, match="made with another rows"):
-            prepare(other, tmp_path / "out")
+        refused("made with another rows", prepare, other, tmp_path / "out", error=FileExistsError)
 
 
 def test_a_stricter_command_is_not_content_with_what_a_laxer_one_made(kadid, tmp_path):
     (kadid / "images" / NAMES[0]).unlink()
     _kadid(kadid, tmp_path / "out", allowed={"missing": 1})
     assert _kadid(kadid, tmp_path / "out", allowed={"missing": 1}).existed
-    with pytest.raises(FileExistsError, match="does not permit \\(1 missing"):
-        _kadid(kadid, tmp_path / "out")
+    refused("does not permit \\(1 missing", _kadid, kadid, tmp_path / "out", error=FileExistsError)
 
 
 def test_a_record_of_another_program_is_no_record_of_ours(kadid, tmp_path):
     (tmp_path / "out").mkdir()
     for text in ("[]", "{}", '{"request": 3}', "{"):
         (tmp_path / "out" / "prepare.json").write_text(text)
-        with pytest.raises(FileExistsError, match="is not empty"):
-            _kadid(kadid, tmp_path / "out")
+        refused("is not empty", _kadid, kadid, tmp_path / "out", error=FileExistsError)
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError, match="file is a file"):
-        _kadid(kadid, tmp_path / "file")
+    refused("file is a file", _kadid, kadid, tmp_path / "file", error=FileExistsError)
 
 
 def test_the_result_does_not_lie_in_the_folder_of_the_labels(tmp_path):
@@ -320,8 +309,7 @@ def test_the_result_does_not_lie_in_the_folder_of_the_labels(tmp_path):
     write_rows(root / "data" / "train.csv", ["image", "mos"], [("1.png", 1), ("2.png", 2)])
     write_images(root, ["1.png", "2.png"])
     labels = READERS["table"](root, labels="data", direction="higher", ends=(1, 5), name="mine")
-    with pytest.raises(ValueError, match=r"data, which is only read"):
-        prepare(labels, root / "data" / "out")
+    refused(r"data, which is only read", prepare, labels, root / "data" / "out")
     assert os.listdir(root / "data") == ["train.csv"]
     prepare(labels, root / "out")  # beside the images is fine
 
@@ -371,8 +359,7 @@ def test_shards_of_a_stopped_run_are_kept(kadid, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "_SHARD_ROWS", {True: 4, False: 4})
     monkeypatch.setattr(module, "read_image_file", read)
-    with pytest.raises(OSError, match=r"no space left for .*out\.partial"):
-        _kadid(kadid, tmp_path / "out", embed=True)
+    refused(r"no space left for .*out\.partial", _kadid, kadid, tmp_path / "out", embed=True, error=OSError)
     assert not (tmp_path / "out").exists()
     written.clear()
     monkeypatch.setattr(
@@ -407,13 +394,11 @@ def test_images_of_a_table_are_embedded_whatever_was_asked(tmp_path, monkeypatch
 def test_nothing_usable_is_an_error_that_names_the_folder(kadid, tmp_path):
     shutil.rmtree(kadid / "images")
     (kadid / "images").mkdir()
-    with pytest.raises(ValueError, match=r"40 missing.*images"):
-        _kadid(kadid, tmp_path / "out", allowed={"missing": 100})
+    refused(r"40 missing.*images", _kadid, kadid, tmp_path / "out", allowed={"missing": 100})
 
 
 def test_unknown_permissions_are_refused(kadid, tmp_path):
-    with pytest.raises(ValueError, match="Unknown faults gone"):
-        _kadid(kadid, tmp_path / "out", allowed={"gone": 1})
+    refused("Unknown faults gone", _kadid, kadid, tmp_path / "out", allowed={"gone": 1})
 
 
 def test_the_record_names_what_was_asked(kadid, tmp_path):
