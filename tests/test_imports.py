@@ -71,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     "degraded_batch": {"data"},
     "rewards": {"objective", "question", "text"},
     "run_facts": {"io"},
-    "demo": {"data", "evaluation", "text"},
+    "demo": {"data", "evaluation", "io", "text"},
     "scoring": {"data", "evaluation", "generation", "io", "question", "text", "wording"},
     "pairs": {"data", "io", "wording"},
     "evaluation": {"data", "generation", "text"},
