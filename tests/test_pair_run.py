@@ -142,7 +142,7 @@ class _Interrupted(Exception):
     pass
 
 
-def _interrupt(*arguments):
+def _interrupt(*arguments, **options):
     raise _Interrupted
 
 
