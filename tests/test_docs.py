@@ -119,6 +119,10 @@ def test_version_ranges_are_those_of_the_package():
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
     required = parser["options"]["install_requires"].split()
     assert set(re.findall(r"`((?:trl|transformers)[<>=][^`]+)`", ALL_TEXT)) <= set(required)
+    pinned = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE))
+    tested = {row[0].lower(): row[2] for row in table_rows(TEXTS["doctor.md"].split("## Versions")[1])}
+    packages = ("trl", "transformers", "torch", "accelerate")
+    assert {name: tested[name] for name in packages} == {name: pinned[name] for name in packages}
 
 
 # Commands and snippets
