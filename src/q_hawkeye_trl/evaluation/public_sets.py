@@ -1,4 +1,4 @@
-"""What `public_sets.yaml` knows of test sets: the papers' protocols, published figures, kinds of distortion."""
+"""The test sets of `public_sets.yaml`: the papers' protocols, published figures, kinds of distortion."""
 
 import re
 from pathlib import Path
@@ -66,7 +66,7 @@ def get_preset(name: str) -> Preset:
 
 
 def departures(preset: Preset, dataset: str, images: int) -> list[str]:
-    """Say in sentences how a measured set, of this name and number of images, differs from the protocol's."""
+    """Describe, in sentences, how a set with this name and number of images differs from the protocol's."""
     if dataset not in preset.splits:
         known = ", ".join(sorted(preset.splits))
         return [f"{preset.name} has no set {dataset!r} (it has {known}): only its labels and its PLCC are used."]

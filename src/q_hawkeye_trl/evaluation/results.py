@@ -1,4 +1,4 @@
-"""All that a report says about a set, computed once: the terminal, the JSON and the pages read it from here."""
+"""The content of a report, computed once for the terminal, the JSON file and the pages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class SetResult:
         by_distortion, by_group (`dict[str, dict]`):
             As [`~evaluation.figures.breakdown`] returns them; empty without kinds of distortion, or references.
         warnings (`list[str]`):
-            What a reader of the figures must know.
+            Caveats about the figures.
         published (`list[PublishedRow]`):
             Quoted figures.
         comparison (`dict`, *optional*):
@@ -123,7 +123,7 @@ def matched(
     """
     Return the other model's table for each set; `None` without another model. Scores are not needed yet.
 
-    The names need not agree where there is one set on both sides. Raises `ValueError` as [`evaluate_sets`].
+    The names may differ if there is one set on both sides. Raises `ValueError` as [`evaluate_sets`].
     """
     names = [table.name for table in tables]
     twice = {name for name in names if names.count(name) > 1}
