@@ -23,7 +23,7 @@ LAUNCH ?= $(shell $(BIN)/python -c "import torch; print('' if torch.accelerator.
 	f'--num_cpu_threads_per_process {torch.get_num_threads()}')")
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow test-gpu lint format demo-policy clean
+.PHONY: help install install-dev train test test-unit test-slow test-gpu lint format demo-policy clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ train: $(VENV)/.installed ## train the bundled policy on the synthetic set, or w
 
 test: $(VENV)/.installed-dev ## the tests of a few minutes, no GPU
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
+
+test-unit: $(VENV)/.installed-dev ## formulas, readers and parsers in less than a minute, while you edit
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" @tests/unit.txt $(ARGS)
 
 test-slow: $(VENV)/.installed-dev ## the long tests: whole trainings, the built wheel
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

@@ -4,11 +4,11 @@ Speed and memory of `q-hawkeye pair`.
     OMP_NUM_THREADS=1 python benchmarks/pairs.py            speed with 1 and 2 workers, then memory
     OMP_NUM_THREADS=1 python benchmarks/pairs.py --images 100 --memory_images 100 1000
 
-The bound is what every pair needs and nothing else: read and decode the file, apply the degradation, measure SSIM and
-PSNR, encode the view as PNG with the same settings; plain Pillow, numpy and scikit-image, no hash, no manifest,
-nothing written. Two further loops stand beside it: the bound without the measurement, and what people write, a loop
-that decodes, degrades and saves with Pillow's defaults. All apply the degradations that the run itself drew, second
-ones included. Rates are images a second, the best of `--repeats` rounds.
+The bound does only what every pair needs: decode the file, apply the degradation, measure SSIM and PSNR, and encode
+the view as PNG, by plain Pillow, numpy and scikit-image. It computes no hashes and writes nothing.
+Two other loops are timed beside it: the bound without the measurement, and a straight loop that decodes, degrades and
+saves with Pillow's defaults. All apply the degradations that the run drew, second ones included. Rates are images per
+second, the best of `--repeats` rounds.
 """
 
 import argparse
@@ -30,17 +30,17 @@ from PIL import Image
 from q_hawkeye_trl.data.degradations import apply_step, degradation_steps, degrade
 from q_hawkeye_trl.demo.contents import draw_content
 from q_hawkeye_trl.pairs.distance import measure_distance
-from q_hawkeye_trl.pairs.manifest import read_manifest
+from q_hawkeye_trl.pairs.pair_manifest import read_manifest
 
 SIZE = (512, 384)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1000, help="images of the speed measurement, 512x384")
-    parser.add_argument("--loop_images", type=int, default=200, help="of which so many in the plain loops")
-    parser.add_argument("--memory_images", type=int, nargs="*", default=[1000, 10000], help="sizes, images of 112x84")
-    parser.add_argument("--repeats", type=int, default=2, help="rounds, of which the fastest counts")
+    parser.add_argument("--images", type=int, default=1000, help="images of the speed measurement, 512 x 384")
+    parser.add_argument("--loop_images", type=int, default=200, help="number of these in the plain loops")
+    parser.add_argument("--memory_images", type=int, nargs="*", default=[1000, 10000], help="images of 112 x 84")
+    parser.add_argument("--repeats", type=int, default=2, help="rounds; the fastest counts")
     parser.add_argument("--degradations", default="release", help="as for q-hawkeye pair")
     args = parser.parse_args()
     disable_progress_bars()
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def speed(folder: Path, args: argparse.Namespace) -> None:
-    """Measures and prints the rates."""
+    """Measure and print the rates."""
     files = write_images(folder / "images", args.images, SIZE)
     save_data(folder / "data", files)
     rates: dict[str, float] = {}
@@ -81,18 +81,18 @@ def speed(folder: Path, args: argparse.Namespace) -> None:
 
 
 def memory(folder: Path, args: argparse.Namespace) -> None:
-    """Measures and prints the largest anonymous memory of a run with one worker."""
+    """Measure and print the peak of anonymous memory of a run with one worker."""
     print()
     for images in args.memory_images:
         files = write_images(folder / f"small-{images}", images, (112, 84))
         save_data(folder / f"small-data-{images}", files)
         peaks: list[int] = []
         run(folder / f"small-data-{images}", folder / f"small-pairs-{images}", 1, args.degradations, peaks)
-        print(f"{images:>6} images of 112 x 84: {max(peaks) / 1024:.0f} MiB at the most")
+        print(f"{images:>6} images of 112 x 84: {max(peaks) / 1024:.0f} MiB at most")
 
 
 def run(data: Path, out: Path, workers: int, degradations: str, peaks: list[int] | None = None) -> float:
-    """Runs the command in a process of its own; returns its seconds, start included."""
+    """Run the command in its own process and return its seconds, start included."""
     command = [sys.executable, "-m", "q_hawkeye_trl", "pair", "--data", str(data), "--out", str(out)]
     command += ["--workers", str(workers), "--degradations", degradations]
     started = time.perf_counter()
@@ -107,7 +107,7 @@ def run(data: Path, out: Path, workers: int, degradations: str, peaks: list[int]
 
 
 def anonymous_kib(pid: int) -> int:
-    """Memory of a process that no file backs, in KiB; mapped data files don't count."""
+    """Anonymous memory of a process in KiB; mapped data files don't count."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -117,7 +117,7 @@ def anonymous_kib(pid: int) -> int:
 
 
 def bound(file: str, line: dict, path: Path) -> None:
-    """Reads, decodes, degrades, measures and encodes in memory; twice where the run strengthened."""
+    """Decode, degrade, measure and encode in memory; twice if the run strengthened the pair."""
     original = decoded(file)
     view = original
     for step in degradation_steps(line["operation"], min(original.shape[:2]), line["view_seed"]):
@@ -127,7 +127,7 @@ def bound(file: str, line: dict, path: Path) -> None:
 
 
 def unmeasured(file: str, line: dict, path: Path) -> None:
-    """The same without SSIM and PSNR."""
+    """The bound without SSIM and PSNR."""
     view = original = decoded(file)
     for step in degradation_steps(line["operation"], min(original.shape[:2]), line["view_seed"]):
         view = apply_step(view, step, line["view_seed"])
@@ -135,7 +135,7 @@ def unmeasured(file: str, line: dict, path: Path) -> None:
 
 
 def straight(file: str, line: dict, path: Path) -> None:
-    """What people write."""
+    """Decode, degrade and save with Pillow's defaults."""
     with Image.open(file) as image:
         degrade(image, line["operation"], line["view_seed"]).save(path)
 
@@ -150,7 +150,7 @@ def keep_best(rates: dict[str, float], name: str, rate: float) -> None:
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
-    """Writes JPEG files of procedural pictures, each different."""
+    """Write JPEG files of procedural pictures, each different."""
     folder.mkdir()
     contents: list[Callable[[], np.ndarray]] = [lambda seed=seed: draw_content(seed) for seed in range(40)]
     pictures = [Image.fromarray(content()).resize(size, Image.Resampling.BICUBIC) for content in contents]
@@ -163,7 +163,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
 
 
 def save_data(folder: Path, files: list[str]) -> None:
-    """Saves a `datasets` folder of these files."""
+    """Save a `datasets` folder of these files."""
     columns = {"image": files, "image_id": [Path(file).name for file in files], "mos": [3.0] * len(files)}
     Dataset.from_dict(columns).cast_column("image", ImageFeature()).save_to_disk(folder)
 

@@ -28,7 +28,7 @@ SIZE = (512, 384)
 # Peak memory of the process itself, and the time without its start.
 CHILD = """
 import json, resource, sys, time
-from q_hawkeye_trl.data.prepare import prepare
+from q_hawkeye_trl.data.preparation import prepare
 from q_hawkeye_trl.data.readers import READERS
 root, out, embed = sys.argv[1:4]
 began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A real headless Chromium for the tests of pages: what it runs, asks for and complains of."""
+"""Pages in a headless Chromium: dialogs, console messages and requests."""
 
 import shutil
 from collections.abc import Iterator
@@ -21,27 +21,19 @@ needs_chromium = pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium, 
 
 @dataclass
 class Seen:
-    """A page in the browser, and what happened on it."""
+    """A page in the browser, and what it did."""
 
     page: Any
     dialogs: list[str] = field(default_factory=list)
     console: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     blocked: list[str] = field(default_factory=list)
-    """Requests that the page's policy kept from leaving; they stand in `requests` as well."""
+    """Requests that the page's policy blocked; they are in `requests` too."""
 
 
 @contextmanager
 def opened(file: Path, profile: Path, *, width: int = 1280, height: int = 800) -> Iterator[Seen]:
-    """
-    Opens a local file in a fresh profile.
-
-    Args:
-        file (`Path`):
-            HTML file.
-        profile (`Path`):
-            Empty folder for the profile.
-    """
+    """Open a local HTML file, with an empty folder for the browser's profile."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
 from torch.distributed.tensor import DTensor
@@ -105,6 +106,37 @@ def options_of(feature: dict[str, Any], processes: int, zero: dict | None) -> di
     return options
 
 
+FSDP2 = {
+    "fsdp": True,
+    "fsdp_config": {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"],
+    },
+}
+FSDP2_FEATURES = (
+    "a group across ranks",
+    "uneven completion lengths",
+    "gradient accumulation",
+    "rows without a degraded view",
+    "num_iterations 2",
+    "shared prompts",
+)
+
+
+def make_accelerate_shard_on_the_cpu() -> None:
+    """Make accelerate use FSDP on a CPU, where it silently falls back to plain data parallelism."""
+    initialise = AcceleratorState.__init__
+
+    def initialised(self, *args, fsdp_plugin=None, **kwargs):
+        initialise(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = initialised
+
+
 def prepare(folder: Path) -> None:
     """Saves the policy that every training starts from; TRL loads the reference model from its folder."""
     save_policy("qwen2_5_vl", folder / "policy")
@@ -119,7 +151,8 @@ def forget_backend() -> None:
 
 
 def leave(state: PartialState) -> None:
-    """Ends this process as `end_processes` does; the backends of its trainers are forgotten by then."""
+    """End this process as `end_processes` does, once all ranks are here."""
+    state.wait_for_everyone()
     ended = {"num_processes": state.num_processes, "device": state.device}
     end_processes(SimpleNamespace(**ended, end_training=state.destroy_process_group))
 
@@ -209,9 +242,39 @@ def train(folder: Path, feature: dict[str, Any], *, processes: int = 1, zero: di
     return seen
 
 
+SAVE_STEPS, SAVED_AT = 4, 2
+
+
+def train_and_save(
+    folder: Path,
+    backend: str,
+    feature: dict[str, Any],
+    output: str,
+    *,
+    policy: str = "policy",
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
+    """Train four steps on two ranks, from the start or from a checkpoint, and save the model."""
+    settings = {**ADAMW, **feature, "max_steps": SAVE_STEPS, "save_strategy": "steps", "save_steps": SAVED_AT}
+    trainer = build(folder, options_of(settings, 2, BACKENDS[backend]), policy=policy, output=output, by_name=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(folder / output / "final"))
+    steps = [line for line in trainer.state.log_history if "loss" in line]
+    seen = {
+        "world_size": trainer.accelerator.num_processes,
+        "wrapper": wrapper_of(trainer),
+        "steps": [line["step"] for line in steps],
+        "losses": [line["loss"] for line in steps],
+        "parameters": whole_parameters(trainer),
+    }
+    del trainer
+    forget_backend()
+    return seen
+
+
 def in_two_processes(folder: Path, backend: str, features: list[str], timeout: float = 240) -> list[dict[str, dict]]:
     """Trains with these features in one launch; what each of the two ranks saw, by feature."""
-    in_processes("two_processes_cases.py", folder, backend, *features, timeout=timeout)
+    in_processes("features", folder, backend, *features, timeout=timeout)
     return [torch.load(folder / f"{backend}-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -1,4 +1,4 @@
-"""Starts a test program as several processes of this machine, and leaves none of them behind."""
+"""Starts worker.py as several processes of this machine, and leaves none of them behind."""
 
 import os
 import subprocess
@@ -26,15 +26,17 @@ def start(command: list[str], *, environment: dict[str, str] | None = None, cwd:
     )
 
 
-def finish(process: subprocess.Popen, *, timeout: float) -> tuple[str, str]:
-    """Waits for a launcher that must end with status 0; one that does not end is killed with all its children."""
+def finish(process: subprocess.Popen, *, timeout: float, fails: bool = False) -> tuple[str, str]:
+    """Wait for a launcher, which must end with status 0 unless `fails`; kill it with all its children if it hangs."""
     try:
         output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         kill(process)
         output, errors = process.communicate()
         raise AssertionError(f"still running after {timeout:g} seconds, killed:\n{errors[-3000:]}") from None
-    assert process.returncode == 0, f"status {process.returncode}:\n{errors[-6000:]}"
+    finally:
+        kill(process)  # ranks have sessions of their own
+    assert (process.returncode == 0) != fails, f"status {process.returncode}:\n{errors[-6000:]}"
     return output, errors
 
 
@@ -52,9 +54,9 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def in_processes(
-    program: str, *arguments: object, processes: int = 2, timeout: float = 300, **environment: str
+    case: str, *arguments: object, processes: int = 2, timeout: float = 300, fails: bool = False, **environment: str
 ) -> tuple[str, str]:
-    """Runs a program of this folder in gloo processes that meet on the loopback; gives its output and errors."""
+    """Run a case of worker.py in gloo processes that meet on the loopback; return output and errors."""
     command = [*TORCHRUN, "--nproc_per_node", str(processes), "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(TESTS / program)]
-    return finish(start([*command, *map(str, arguments)], environment=environment), timeout=timeout)
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(TESTS / "worker.py"), case]
+    return finish(start([*command, *map(str, arguments)], environment=environment), timeout=timeout, fails=fails)

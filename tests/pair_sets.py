@@ -1,15 +1,19 @@
-"""Small sets for the tests of pairs: procedural pictures, folders with embedded and with path-backed images."""
+"""Small sets of procedural pictures for the tests of pairs, and what the tests read from folders of pairs."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, load_from_disk
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from q_hawkeye_trl.demo.contents import draw_content
+from q_hawkeye_trl.pairs.pair_manifest import read_manifest
+from q_hawkeye_trl.pairs.pair_run import PairSummary, make_pairs
+from q_hawkeye_trl.pairs.pair_settings import PairSettings
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:
@@ -17,15 +21,25 @@ def picture(seed: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:
     return Image.fromarray(draw_content(seed)).resize(size, Image.Resampling.BICUBIC)
 
 
-def png(image: Image.Image) -> bytes:
+def encoded(image: Image.Image, suffix: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, suffix, **options)
     return buffer.getvalue()
 
 
-def dataset(images: list, first: int = 0, **columns: list) -> Dataset:
-    """Rows with these images (pictures, bytes or paths) and the columns of a prepared set."""
-    stored = [{"bytes": png(i), "path": None} if isinstance(i, Image.Image) else i for i in images]
+def saved(folder: Path, numbers: range, size: tuple[int, int] = (64, 48)) -> list[Path]:
+    """Pictures as files."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{number}.png" for number in numbers]
+    for number, file in zip(numbers, files, strict=True):
+        picture(number, size).save(file)
+    return files
+
+
+def dataset(images: list | int, first: int = 0, **columns: list) -> Dataset:
+    """Rows with these images (pictures, bytes, paths, or so many pictures) and the columns of a prepared set."""
+    images = [picture(first + number) for number in range(images)] if isinstance(images, int) else images
+    stored = [encoded(image) if isinstance(image, Image.Image) else image for image in images]
     stored = [{"bytes": i, "path": None} if isinstance(i, bytes) else i for i in stored]
     stored = [{"bytes": None, "path": str(i)} if isinstance(i, str | Path) else i for i in stored]
     rows = {
@@ -40,11 +54,11 @@ def dataset(images: list, first: int = 0, **columns: list) -> Dataset:
 
 
 def save(folder: Path, data: Dataset | DatasetDict) -> Path:
-    """Saves a folder that `load_from_disk` reads; unlike `save_to_disk` it leaves images behind paths there."""
+    """Save a folder that `load_from_disk` reads; unlike `save_to_disk`, images behind paths stay there."""
     if isinstance(data, DatasetDict):
         for name, split in data.items():
             save(folder / name, split)
-        (folder / "dataset_dict.json").write_text('{"splits": ["' + '", "'.join(data) + '"]}')
+        (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(data)}))
         return folder
     without = data.remove_columns("image").add_column("image", [None] * len(data), feature=ImageFeature())
     without.select_columns(data.column_names).save_to_disk(folder)
@@ -55,3 +69,27 @@ def save(folder: Path, data: Dataset | DatasetDict) -> Path:
     with open(folder / "data-00000-of-00001.arrow", "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         writer.write_table(table.cast(schema))
     return folder
+
+
+def make(data: Path, out: Path, workers: int = 1, **settings) -> PairSummary:
+    return make_pairs(data, out, PairSettings(**settings), workers=workers, progress=False)
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return read_manifest(folder).to_pylist()
+
+
+def views_of(folder: Path, split: str | None = None) -> dict[str, bytes | None]:
+    """The PNG files of the degraded views by image_id."""
+    data = load_from_disk(str(folder))
+    rows = (data[split] if split else data).with_format("arrow")[:].select(["image_id", "degraded_image"])
+    return {row["image_id"]: row["degraded_image"] and row["degraded_image"]["bytes"] for row in rows.to_pylist()}
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Hashes of all files in a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

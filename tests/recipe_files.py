@@ -2,17 +2,15 @@
 
 import argparse
 import re
-import runpy
 import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from trl import ModelConfig, TrlParser
 
-from q_hawkeye_trl import HawkeyeGRPOConfig
-from q_hawkeye_trl.recipe import load_recipe
+from q_hawkeye_trl.train.arguments import make_parser, options_of
+from q_hawkeye_trl.train.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_koniq.py"
@@ -63,16 +61,10 @@ def header_of(path: Path) -> Header:
     )
 
 
-def script_arguments() -> type:
-    """The dataclass of the training script's own arguments."""
-    return runpy.run_path(str(SCRIPT))["ScriptArguments"]
-
-
 @cache
 def script_options() -> dict[str, argparse.Action]:
-    """All options of the training script, by name."""
-    parser = TrlParser((script_arguments(), HawkeyeGRPOConfig, ModelConfig))
-    return {action.dest: action for action in parser._actions if action.dest != "help"}
+    """All options that a recipe may set, by name."""
+    return options_of(make_parser())
 
 
 def resolved(path: Path) -> dict[str, Any]:

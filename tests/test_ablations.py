@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 from scipy import stats
 
-from q_hawkeye_trl.ablations import (
+from q_hawkeye_trl.train.ablation_page import (
     Interval,
     Run,
     ablation_page,

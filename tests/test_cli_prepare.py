@@ -38,7 +38,7 @@ def test_every_set_is_prepared_by_one_command(name, tmp_path, cli):
     assert f"{len(data['train'])}" in out
     status, out, _ = cli("prepare", name, "--root", tmp_path / name, "--out", tmp_path / "out", *options)
     assert status == 0
-    assert "was there already" in out
+    assert "exists already" in out
 
 
 def test_options_reach_the_library(tmp_path, cli):
@@ -85,11 +85,11 @@ def test_an_interruption_says_how_to_go_on(tmp_path, cli, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("q_hawkeye_trl.data.prepare.check_faults", stop)
+    monkeypatch.setattr("q_hawkeye_trl.data.preparation.check_faults", stop)
     words = ["prepare", "spaq", "--root", tmp_path / "s", "--out", tmp_path / "out"]
     status, _, error = cli(*words)
     assert status != 0
-    assert f"the same command goes on with what is in {tmp_path / 'out'}.partial" in error
+    assert f"{tmp_path / 'out'}.partial" in error
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
     monkeypatch.setattr("q_hawkeye_trl.data.inspection.load_image", stop)  # nothing is opened a second time

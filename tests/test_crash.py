@@ -74,7 +74,7 @@ def steps_logged(out: Path) -> int:
 
 
 def last_step(out: Path) -> int:
-    checkpoints = list_checkpoints(out, whole=True)
+    checkpoints = list_checkpoints(out, complete=True)
     return int(checkpoints[0].name.split("-")[-1]) if checkpoints else 0
 
 

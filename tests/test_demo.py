@@ -84,11 +84,6 @@ def test_contents_are_seeded_distinct_and_well_exposed():
     assert len({picture.tobytes() for picture in pictures}) == 20
 
 
-def test_image_size_needs_no_resizing():
-    assert all(side % 28 == 0 for side in IMAGE_SIZE)
-    assert IMAGE_SIZE[0] * 3 == IMAGE_SIZE[1] * 4
-
-
 @pytest.mark.parametrize("kind", SEEN_KINDS + UNSEEN_KINDS)
 def test_distortions_grow_with_severity(kind):
     errors = []
@@ -243,18 +238,6 @@ def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path):
     first, second, other = _write(tmp_path / "a"), _write(tmp_path / "b"), _write(tmp_path / "c", seed=1)
     assert _contents(first) == _contents(second)
     assert not set(_contents(first)) & {f"{IMAGE_FOLDER}/{path.name}" for path in (other / IMAGE_FOLDER).iterdir()}
-
-
-def test_a_larger_split_keeps_the_pictures_of_a_smaller_one(tmp_path):
-    small, large = _write(tmp_path / "a", train=2), _write(tmp_path / "b", train=4)
-    for path in (small / IMAGE_FOLDER).iterdir():
-        assert path.read_bytes() == (large / IMAGE_FOLDER / path.name).read_bytes()
-
-
-def test_unseen_set_and_empty_splits(tmp_path):
-    root = _write(tmp_path / "unseen", train=0, validation=0, test=12, kinds=UNSEEN_KINDS)
-    assert {row["set"] for row in _rows(root / LABEL_FILE)} == {"test"}
-    assert {row["kind"] for row in _rows(root / TRUTH_FILE)} <= set(UNSEEN_KINDS)
 
 
 def test_a_complete_set_is_used_again(tmp_path, monkeypatch):

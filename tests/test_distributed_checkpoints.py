@@ -8,10 +8,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from distributed_cases import SAVE_STEPS as STEPS
+from distributed_cases import SAVED_AT
 from harness import largest_difference
 from launch import in_processes
 from test_distributed import WRAPPERS
-from two_processes_saving import SAVED_AT, STEPS
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", params=["ZeRO-2", "ZeRO-3"])
 def saved(request, tmp_path_factory) -> tuple[Path, str, dict[str, dict]]:
     folder = tmp_path_factory.mktemp("saved")
-    in_processes("two_processes_saving.py", folder, request.param, timeout=240)
+    in_processes("saving", folder, request.param, timeout=240)
     return folder, request.param, torch.load(folder / f"{request.param}.pt", weights_only=True)
 
 

@@ -8,7 +8,6 @@ import torch
 
 import distributed_cases as cases
 from distributed_strays import IMAGES_ON_ONE_RANK, STRAYS
-from harness import build_trainer
 from launch import in_processes
 from q_hawkeye_trl.guards import check_images_alike
 from test_distributed import WRAPPERS
@@ -26,7 +25,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def ranks(request, folder) -> tuple[str, list[dict[str, dict]]]:
-    in_processes("two_processes_strays.py", folder, request.param, *STRAYS, timeout=240)
+    in_processes("strays", folder, request.param, *STRAYS, timeout=240)
     return request.param, [
         torch.load(folder / f"{request.param}-strays-{rank}.pt", weights_only=True) for rank in (0, 1)
     ]
@@ -68,11 +67,9 @@ def test_the_strays_do_differ_by_rank(ranks):
 @pytest.mark.slow
 def test_images_on_one_rank_alone_are_refused_by_all(folder):
     """They would leave the other rank's vision tower out of the forward: no gradient bucket or shard ever comes."""
-    with pytest.raises(AssertionError) as failure:
-        in_processes("two_processes_strays.py", folder, "DDP", IMAGES_ON_ONE_RANK, timeout=120)
-    message = "4 of the 8 rollouts of a batch belong to rows without an image, the others have one: 2 processes would"
-    assert message in str(failure.value)
-    assert "Timed out" not in str(failure.value)
+    _, errors = in_processes("strays", folder, "DDP", IMAGES_ON_ONE_RANK, timeout=120, fails=True)
+    assert "4 of the 8 rollouts of a batch belong to rows without an image" in errors
+    assert "Timed out" not in errors
 
 
 WITH = {
@@ -86,11 +83,6 @@ WITHOUT = {
     "a text": {"prompt": [{"role": "user", "content": "Rate."}]},
     "a plain text": {"prompt": "Rate."},
 }
-
-
-@pytest.fixture(scope="module")
-def trainer(tmp_path_factory):
-    return build_trainer(tmp_path_factory.mktemp("trainer"))
 
 
 def accelerator_beside(other: list[bool], processes: int = 2) -> SimpleNamespace:

@@ -17,10 +17,10 @@ from test_distributed import LOSS_BOUND, WEIGHT_BOUND
 
 def assert_as_one_process(folder: Path, device: str, *, loss: float, weight: float) -> None:
     cases.prepare(folder)
-    in_processes("two_processes_fsdp.py", folder, device, timeout=240)
+    in_processes("fsdp", folder, device, timeout=240)
     ranks = [torch.load(folder / f"fsdp-{rank}-of-2.pt", weights_only=True) for rank in (0, 1)]
     # by itself, since a process that sees two GPUs would use both
-    in_processes("two_processes_fsdp.py", folder, device, processes=1, timeout=240, CUDA_VISIBLE_DEVICES="0")
+    in_processes("fsdp", folder, device, processes=1, timeout=240, CUDA_VISIBLE_DEVICES="0")
     alone = torch.load(folder / "fsdp-0-of-1.pt", weights_only=True)
     for feature, expected in alone.items():
         assert expected["world_size"] == 1

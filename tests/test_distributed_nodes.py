@@ -52,7 +52,15 @@ def wait_for_port(node: subprocess.Popen, port: str, seconds: float = 120) -> No
 
 def on_two_nodes(folder: Path, data: Path, port: str, launchers: list[list[str]]) -> list[dict]:
     """Starts the launchers, the second one when the first one listens; what the two ranks wrote down."""
-    arguments = [str(TESTS / "two_nodes.py"), str(folder), "--data_dir", str(data), "--output_dir", f"{folder}/run"]
+    arguments = [
+        str(TESTS / "worker.py"),
+        "script",
+        str(folder),
+        "--data_dir",
+        str(data),
+        "--output_dir",
+        f"{folder}/run",
+    ]
     arguments += [word for name, value in TRAINING.items() for word in (f"--{name}", str(value))]
     nodes = []
     try:

@@ -79,5 +79,5 @@ def test_one_process_equals_two_with_a_group_across_ranks(tmp_path, loss_type):
 def run_in_two_processes(folder: Path, options: dict) -> dict:
     """Runs one step in two gloo processes and returns what rank 0 saw."""
     result = folder / "two.pt"
-    in_processes("two_processes.py", result, json.dumps(options))
+    in_processes("step", result, json.dumps(options))
     return torch.load(result, weights_only=True)

@@ -297,7 +297,7 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(tmp_path):
     assert result.exit_code == 3
     assert "1 of 2 images could not be read" in result.output
     assert json.loads(out.read_text())["set"]["coverage"] == 0.5
-    assert "holds no readable image" in (tmp_path / "o.html").read_text()
+    assert "(b): " in (tmp_path / "o.html").read_text()
 
 
 ERRORS = {
@@ -309,7 +309,7 @@ ERRORS = {
         ["--scores", "{file}", "--rollouts", "4", "--batch-size", "64", "--trust-remote-code"],
         "--scores needs no --rollouts, --batch-size, --trust-remote-code",
     ),
-    "scale with data": (["--data", "d", "--mos-range", "0", "1"], "--mos-range names a scale in the files"),
+    "scale with data": (["--data", "d", "--score-range", "0", "1"], "--score-range"),
     "one output twice": (["--scores", "{file}", "--json", "o", "--html", "./o"], "Two outputs would be written to"),
     "unknown preset": (["--scores", "{file}", "--preset", "paper"], "deqa, pyiqa, mr-iqa"),
     "missing file": (["--scores", "nothing.csv"], "There is no file nothing.csv"),

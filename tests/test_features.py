@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import q_hawkeye_trl.trainer as hawkeye
+import q_hawkeye_trl.hawkeye_method as hawkeye
 from harness import OFF, ON, Run, largest_difference, relative_difference, run
 from tiny_models import save_policy, tiny_dataset, tiny_policy
 

@@ -228,7 +228,7 @@ def test_image_columns_must_go_together():
         _check(_dataset(drop=("image",)))
     with pytest.raises(ValueError, match="either an `image` or an `images`"):
         _check(_dataset(images=[[_image()]] * 3))
-    with pytest.raises(ValueError, match="`degraded_images` does not go with"):
+    with pytest.raises(ValueError, match="`degraded_images`"):
         _check(_dataset(drop=("degraded_image",), degraded_images=[[_image()]] * 3))
 
 

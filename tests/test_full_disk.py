@@ -57,9 +57,9 @@ def test_the_checkpoint_before_is_whole_and_the_run_goes_on(tmp_path, small_disk
         trainer.train()
     assert "checkpoint-2 could not be written" in str(error.value)
     assert "o space left" in str(error.value)
-    assert "Make room" in str(error.value)
-    assert f"{run}/checkpoint-1 is whole; go on from it by --resume" in str(error.value)
-    assert [path.name for path in list_checkpoints(run, whole=True)] == ["checkpoint-1"]
+    assert "save_total_limit" in str(error.value)
+    assert f"{run}/checkpoint-1 with --resume" in str(error.value)
+    assert [path.name for path in list_checkpoints(run, complete=True)] == ["checkpoint-1"]
     assert not (run / STAGING).exists()  # its room is free again
     small_disk(10 * first)
     resumed = resume(run, run / "checkpoint-1", **options)

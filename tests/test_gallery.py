@@ -42,24 +42,18 @@ def rows() -> list[GalleryRow]:
 
 
 def hostile_rows() -> list[GalleryRow]:
-    found = []
-    for text in HOSTILE:
-        found.append(GalleryRow(score_answers(text, [f"<think>{text}</think><answer>3</answer>", text]), None, {}))
-        found.append(GalleryRow(ScoredImage(text, error=text)))
-    return found
+    scored = [score_answers(text, [f"<think>{text}</think><answer>3</answer>", text]) for text in HOSTILE]
+    return [GalleryRow(image) for image in (*scored, *(ScoredImage(text, error=text) for text in HOSTILE))]
 
 
-def test_thumbnails_are_small_jpegs_of_the_image():
-    image = Image.effect_mandelbrot((800, 400), (-2, -1, 1, 1), 50).convert("RGB")
-    uri = thumbnail_uri(image)
-    head, data = uri.split(",")
+@pytest.mark.parametrize(("size", "expected"), [((800, 400), (160, 80)), ((20, 10), (20, 10))])
+def test_thumbnails_are_small_jpegs_of_the_image(size, expected):
+    image = Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert("RGB")
+    head, data = thumbnail_uri(image).split(",")
     assert head == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as small:
-        assert small.size == (160, 80)
-        assert small.format == "JPEG"
-    assert image.size == (800, 400)
-    with Image.open(io.BytesIO(base64.b64decode(thumbnail_uri(Image.new("RGB", (20, 10))).split(",")[1]))) as tiny:
-        assert tiny.size == (20, 10)  # not enlarged
+        assert (small.size, small.format) == (expected, "JPEG")
+    assert image.size == size
 
 
 def test_the_page_is_one_file_that_names_nothing_outside(tmp_path):
@@ -70,10 +64,8 @@ def test_the_page_is_one_file_that_names_nothing_outside(tmp_path):
     assert "<h2>Statistics</h2>" in text
     assert text.count("data:image/jpeg;base64,") == 2
     addresses = re.findall(r"(?:src|href|action)\s*=\s*[\"']?([^\"'\s>]+)", text)
-    assert addresses
-    assert all(address.startswith("data:") for address in addresses)
-    assert "http://" not in text
-    assert "https://" not in text
+    assert {address.partition(":")[0] for address in addresses} == {"data"}
+    assert not re.search("https?://", text)
 
 
 def test_hostile_text_is_escaped_in_the_file(tmp_path):
@@ -82,14 +74,13 @@ def test_hostile_text_is_escaped_in_the_file(tmp_path):
     text = path.read_text("utf-8")
     assert text.count("<script>") == 1  # its own
     assert text.count("<style>") == 1
-    for tag in ("<iframe", "<link", "<base", "<plaintext", "<svg onload", "<img src=x"):
-        assert tag not in text
+    assert not any(tag in text for tag in ("<iframe", "<link", "<base", "<plaintext", "<svg onload", "<img src=x"))
     assert text.count("<meta") == 3
     assert "{{ 7 * 7 }}" in text
 
 
 def test_a_row_that_lacks_a_column_leaves_no_file(tmp_path):
-    with pytest.raises(ValueError, match=r"Row 1 of the page \(x\) has no value for MOS"):
+    with pytest.raises(ValueError, match=r"Row 1 .*x.* MOS"):
         write_gallery(
             tmp_path / "page.html", [rows()[0], GalleryRow(ScoredImage("x"))], title="T", extra_columns=["MOS"]
         )
@@ -97,20 +88,15 @@ def test_a_row_that_lacks_a_column_leaves_no_file(tmp_path):
 
 
 def test_rows_are_read_one_at_a_time(tmp_path):
-    alive = []
-
-    def load(number: int) -> Image.Image:
-        assert len(alive) == number  # the one before has been written before the next is loaded
-        alive.append(number)
-        return Image.new("RGB", (8, 8))
+    loaded = []
 
     def lazy():
         for number in range(20):
-            assert len(alive) == number
-            yield GalleryRow(ScoredImage(f"{number}"), lambda number=number: load(number))
+            assert loaded == list(range(number))  # the previous picture is loaded before the next row is read
+            yield GalleryRow(ScoredImage(f"{number}"), lambda number=number: loaded.append(number))
 
     write_gallery(tmp_path / "page.html", lazy(), title="T")
-    assert len(alive) == 20
+    assert len(loaded) == 20
 
 
 def shown(page) -> list[str]:

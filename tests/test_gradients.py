@@ -96,7 +96,7 @@ def cut_off(monkeypatch):
                 degraded = degraded.detach()
             return perception_kl(original, degraded, **kwargs)
 
-        monkeypatch.setattr("q_hawkeye_trl.trainer.perception_kl", kl)
+        monkeypatch.setattr("q_hawkeye_trl.hawkeye_method.perception_kl", kl)
 
     return cut_off
 

@@ -5,13 +5,9 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -19,13 +15,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial
 from transformers import TrainerCallback
 
-import q_hawkeye_trl.trainer as trainer_module
+import q_hawkeye_trl.hawkeye_method as trainer_module
 from harness import OFF, ON, build_trainer, largest_difference
-from q_hawkeye_trl.checkpointing.checkpoint_files import last_whole_checkpoint
+from launch import in_processes
+from q_hawkeye_trl.checkpointing.checkpoint_files import last_complete_checkpoint
 from q_hawkeye_trl.errors import TrainingError
 from q_hawkeye_trl.guards import check_gradient_norm
-
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 
 
 def failing_reward(kind: str, step: int):
@@ -81,10 +76,10 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_see_it(tmp_path, meth
     options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "logging_nan_inf_filter": True}
     trainer = build_trainer(tmp_path, callbacks=[keep], **options, **size, **method)
     spoil_loss(trainer, 2)
-    with pytest.raises(TrainingError, match=r"Step 2: the loss is not a finite number \(policy loss, per_token_logps"):
+    with pytest.raises(TrainingError, match=r"Step 2: the loss is not finite \(policy loss, per_token_logps"):
         trainer.train()
     assert largest_difference(dict(trainer.model.named_parameters()), keep.weights) == 0
-    assert last_whole_checkpoint(tmp_path).name == "checkpoint-1"
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-1"
 
 
 def test_the_terms_are_named(tmp_path):
@@ -102,7 +97,7 @@ def test_a_gradient_that_is_no_number_stops_too(tmp_path, value, max_grad_norm):
     keep = KeepWeights()
     trainer = build_trainer(tmp_path, callbacks=[keep], max_steps=3, max_grad_norm=max_grad_norm, **OFF)
     spoil_gradient(trainer, 2, value)
-    with pytest.raises(TrainingError, match=r"Step 2: the gradient norm is not a finite number"):
+    with pytest.raises(TrainingError, match=r"Step 2: the gradient norm is not finite"):
         trainer.train()
     assert largest_difference(dict(trainer.model.named_parameters()), keep.weights) == 0
 
@@ -120,7 +115,7 @@ def test_any_micro_batch_stops_the_step_and_the_ranks_meet_once_for_it(tmp_path,
         return output * math.nan if torch.is_grad_enabled() and next(forwards) == 4 + bad_batch else output
 
     trainer.model.model.language_model.norm.register_forward_hook(spoil)
-    with pytest.raises(TrainingError, match=r"Step 2: the loss is not a finite number \(policy loss, per_token_logps"):
+    with pytest.raises(TrainingError, match=r"Step 2: the loss is not finite \(policy loss, per_token_logps"):
         trainer.train()
     assert meetings == ["loss", "loss"]
 
@@ -177,22 +172,12 @@ def test_none_is_a_reward(tmp_path):
     assert trainer.state.global_step == 3
 
 
-def two_processes(folder: Path, kind: str) -> tuple[subprocess.CompletedProcess, list[dict], float]:
-    script = Path(__file__).with_name("two_processes_guards.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    started = time.monotonic()
-    command = [*LAUNCHER, str(script), str(folder), kind]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=environment, **pipes)
-    try:
-        output, errors = process.communicate(timeout=200)
-    finally:  # ranks are in sessions of their own
-        for left in psutil.Process().children(recursive=True):
-            left.kill()
-    done = subprocess.CompletedProcess(command, process.returncode, output, errors)
+def two_processes(folder: Path, kind: str, **how) -> tuple[list[dict], str]:
+    """How each rank ended when the second one met a fault, and the errors of the launcher."""
+    _, errors = in_processes("guards", folder, kind, **how)
     seen = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
     assert all(each["world_size"] == 2 for each in seen)
-    return done, seen, time.monotonic() - started
+    return seen, errors
 
 
 @pytest.mark.slow
@@ -201,43 +186,41 @@ def two_processes(folder: Path, kind: str) -> tuple[subprocess.CompletedProcess,
     [
         ("raises", "Step 2: rank 1: the reward function counted raised KeyError"),
         ("nan", "Step 2: rank 1: the reward function counted returned nan for row 2"),
-        ("loss", "Step 2: the loss is not a finite number on 1 of 2 ranks (policy loss"),
-        ("gradient", "Step 2: the gradient norm is not a finite number on 2 of 2 ranks"),
+        ("loss", "Step 2: the loss is not finite on 1 of 2 ranks (policy loss"),
+        ("gradient", "Step 2: the gradient norm is not finite on 2 of 2 ranks"),
     ],
 )
 def test_both_ranks_tell_the_fault_of_one(tmp_path, kind, message):
-    done, seen, _ = two_processes(tmp_path, kind)
-    assert len(seen) == 2, done.stderr[-3000:]
+    seen, _ = two_processes(tmp_path, kind)
+    assert len(seen) == 2
     for each in seen:
         assert message in each["ending"]
         assert each["step"] == 1
         assert each["seconds"] < 15
     assert seen[0]["weights"] == seen[1]["weights"]
     assert math.isfinite(seen[0]["weights"])
-    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-1"
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-1"
 
 
 @pytest.mark.slow
 def test_the_signal_of_one_rank_stops_both_after_the_same_step(tmp_path):
-    done, seen, _ = two_processes(tmp_path, "signal")
-    assert len(seen) == 2, done.stderr[-3000:]
+    seen, _ = two_processes(tmp_path, "signal")
+    assert len(seen) == 2
     for each in seen:
-        assert each["ending"].startswith("TrainingInterrupted: SIGTERM came; the run stops after step 2.")
+        assert each["ending"].startswith("TrainingInterrupted: Received SIGTERM; the run stopped after step 2.")
         assert each["step"] == 2
-    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-2"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "seconds"), [("dies", 60), ("freezes", 120)])
 def test_a_rank_that_dies_or_freezes_ends_the_run_in_time(tmp_path, kind, seconds):
-    done, seen, taken = two_processes(tmp_path, kind)
-    assert done.returncode != 0
-    assert taken < seconds
+    seen, errors = two_processes(tmp_path, kind, timeout=seconds, fails=True)
     assert "it ended" not in [each["ending"] for each in seen]
     if kind == "dies":
-        assert "Signal 9 (SIGKILL) received" in done.stderr
+        assert "Signal 9 (SIGKILL) received" in errors
     else:
         assert len(seen) == 1  # the frozen one says nothing; the other waited for 20 seconds
         assert seen[0]["seconds"] > 20
         assert "imed out" in seen[0]["ending"]
-    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-1"
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-1"

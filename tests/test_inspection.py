@@ -13,13 +13,12 @@ from PIL import Image
 from iqa_layouts import write_image
 from q_hawkeye_trl.data.degradations import pixel_hash
 from q_hawkeye_trl.data.images import load_image
-from q_hawkeye_trl.data.inspection import Journal, inspect_images, read_image_file
-from q_hawkeye_trl.data.readers.labels import EmbeddedImage
+from q_hawkeye_trl.data.inspection import inspect_images, read_image_file
+from q_hawkeye_trl.data.labels import EmbeddedImage
 
 
 def _inspect(images, folder, journal, **options):
-    with Journal(journal) as known:
-        return list(inspect_images([str(image) for image in images], folder, known, **options))
+    return list(inspect_images([str(image) for image in images], folder, journal, **options))
 
 
 @pytest.fixture
@@ -198,8 +197,7 @@ def test_images_inside_tables(tmp_path, journal):
     table = Dataset.from_dict({"image": [{"bytes": data, "path": None} for data in contents]})
     table = table.cast_column("image", ImageFeature(decode=False))
     images = [EmbeddedImage(table, row, f"row-{row}") for row in range(3)]
-    with Journal(journal) as known:
-        findings = list(inspect_images(images, tmp_path, known))
+    findings = list(inspect_images(images, tmp_path, journal))
     assert [finding.fault for finding in findings] == [None, None, "unreadable"]
     assert findings[1].pixels == pixel_hash(load_image(Image.open(io.BytesIO(contents[1]))))
     assert read_image_file(images[0], findings[0]) == contents[0]

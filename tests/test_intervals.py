@@ -79,28 +79,25 @@ def test_interval_of_normal_data_is_fishers():
     assert [low, high] == pytest.approx(expected, abs=0.01)
 
 
-def test_intervals_equal_their_formulas():
-    draws = np.array([0.5, 0.7, 0.6, NAN, 0.8])
-    known = [0.5, 0.7, 0.6, 0.8]
-    quantile = stats.t.ppf(0.95, 9)
-
-    def deviation(values):
-        mean = math.fsum(values) / len(values)
-        return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
-
-    half = quantile * deviation([math.atanh(v) for v in known]) * math.sqrt(10 / 9)
-    expected = [math.tanh(math.atanh(0.65) - half), math.tanh(math.atanh(0.65) + half)]
-    assert correlation_interval(0.65, draws, images=40, units=10, confidence=0.9) == pytest.approx(expected)
-    half = quantile * deviation([math.log(v) for v in known]) * math.sqrt(10 / 9)
-    expected = [0.65 * math.exp(-half), 0.65 * math.exp(half)]
-    assert error_interval(0.65, draws, images=40, units=10, confidence=0.9) == pytest.approx(expected)
-    half = quantile * deviation(known) * math.sqrt(10 / 9)
-    expected = [0.65 - half, 0.65 + half]
-    assert difference_interval(0.65, draws, images=40, units=10, confidence=0.9) == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("interval", "to_scale", "from_scale"),
+    [
+        (correlation_interval, math.atanh, math.tanh),
+        (error_interval, math.log, math.exp),
+        (difference_interval, float, float),
+    ],
+)
+def test_intervals_equal_their_formulas(interval, to_scale, from_scale):
+    known = [to_scale(value) for value in (0.5, 0.7, 0.6, 0.8)]
+    mean = math.fsum(known) / 4
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / 3)
+    half = stats.t.ppf(0.975, 9) * deviation * math.sqrt(10 / 9)
+    expected = [from_scale(to_scale(0.65) + sign * half) for sign in (-1, 1)]
+    assert interval(0.65, np.array([0.5, 0.7, 0.6, NAN, 0.8]), images=40, units=10) == pytest.approx(expected)
 
 
 @pytest.mark.filterwarnings("error")
-def test_perfect_figures_have_intervals_of_no_width():
+def test_perfect_figures_have_intervals_of_width_0():
     ones = np.ones(100)
     assert correlation_interval(1.0, ones, images=50, units=50) == (1, 1)
     assert correlation_interval(-1.0, -ones, images=50, units=50) == (-1, -1)

@@ -99,22 +99,23 @@ def test_a_resumable_folder_keeps_what_a_failed_run_made(tmp_path):
         pass
 
 
-def test_a_lock_ends_with_its_process(tmp_path):
+@pytest.mark.parametrize("name", ["lock", "."])
+def test_a_lock_ends_with_its_process(tmp_path, name):
     code = (
         "import sys, time; from q_hawkeye_trl.io.lock import locked\n"
         "with locked(sys.argv[1], busy='taken'): print('held', flush=True); time.sleep(60)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / name], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        assert is_locked(tmp_path / "lock")
-        with pytest.raises(BlockingIOError, match="taken"), locked(tmp_path / "lock", busy="taken"):
+        assert is_locked(tmp_path / name)
+        with pytest.raises(BlockingIOError, match="taken"), locked(tmp_path / name, busy="taken"):
             pass
     finally:
         holder.kill()
         holder.wait()
-    assert not is_locked(tmp_path / "lock")
-    with locked(tmp_path / "lock", busy="taken"):
+    assert not is_locked(tmp_path / name)
+    with locked(tmp_path / name, busy="taken"):
         pass
 
 

@@ -53,7 +53,7 @@ def test_the_curve_follows_a_change_of_units():
     assert plcc_fitted(1000 * scores - 7, 5 * mos + 100) == pytest.approx(plcc_fitted(scores, mos), abs=1e-6)
 
 
-def test_one_absurd_score_does_not_hide_the_curve():
+def test_an_outlier_does_not_hide_the_curve():
     scores, mos = sample(2)
     near, far = scores.copy(), scores.copy()
     near[mos.argmin()], far[mos.argmin()] = 50, 1e5
@@ -69,20 +69,18 @@ def test_a_reversed_order_gives_a_falling_curve_and_still_a_positive_correlation
     assert plcc(-scores, mos) < 0
 
 
-def test_a_line_is_a_limit_of_the_curve():
-    scores = np.arange(1.0, 9.0)
-    assert plcc_fitted(scores, 2 * scores + 1) == pytest.approx(1, abs=1e-9)
-
-
 @pytest.mark.filterwarnings("error")
-def test_a_step_is_a_limit_of_the_curve():
-    assert plcc_fitted(np.arange(8.0), [1, 1, 1, 1, 5, 5, 5, 5]) == pytest.approx(1)
-
-
-@pytest.mark.filterwarnings("error")
-def test_scores_that_say_nothing_have_a_flat_curve_and_no_correlation():
-    scores, mos = np.array([1.0, 1, 2, 2] * 3), np.array([1.0, 5, 1, 5] * 3)
-    assert plcc_fitted(scores, mos) == pytest.approx(0, abs=1e-6)
+@pytest.mark.parametrize(
+    ("scores", "mos", "expected", "tolerance"),
+    [
+        (range(1, 9), [2 * score + 1 for score in range(1, 9)], 1, 1e-9),
+        (range(8), [1, 1, 1, 1, 5, 5, 5, 5], 1, 1e-6),
+        ([1, 1, 2, 2] * 3, [1, 5, 1, 5] * 3, 0, 1e-6),
+    ],
+    ids=["line", "step", "flat"],
+)
+def test_limits_of_the_curve(scores, mos, expected, tolerance):
+    assert plcc_fitted(list(scores), mos) == pytest.approx(expected, abs=tolerance)
 
 
 def test_a_start_gives_the_same_curve():
@@ -98,9 +96,8 @@ def test_a_start_gives_the_same_curve():
     ids=["constant scores", "constant mos", "four points", "two points", "one point"],
 )
 def test_there_is_not_always_a_curve(scores, mos):
-    scores, mos = np.array(list(scores), dtype=float), np.array(list(mos), dtype=float)
-    assert fit_logistic(scores, mos) is None
-    assert math.isnan(plcc_fitted(scores, mos))
+    assert fit_logistic(list(scores), list(mos)) is None
+    assert math.isnan(plcc_fitted(list(scores), list(mos)))
 
 
 def test_bad_input_is_refused():
@@ -108,8 +105,10 @@ def test_bad_input_is_refused():
         fit_logistic([1, 2, 3, 4, math.nan], [1, 2, 3, 4, 5])
 
 
-def test_a_curve_rises_by_its_limits_and_the_sign_of_its_width():
-    curves = {(5, 1, 0.5): True, (1, 5, 0.5): False, (5, 1, -0.5): False, (1, 5, -0.5): True}
-    for (upper, lower, width), rises in curves.items():
-        curve = Logistic(upper, lower, 3.0, width)
-        assert curve.rises == rises == (curve(3.1) > curve(2.9))
+@pytest.mark.parametrize(
+    ("upper", "lower", "width", "rises"),
+    [(5, 1, 0.5, True), (1, 5, 0.5, False), (5, 1, -0.5, False), (1, 5, -0.5, True)],
+)
+def test_a_curve_rises_by_its_limits_and_the_sign_of_its_width(upper, lower, width, rises):
+    curve = Logistic(upper, lower, 3.0, width)
+    assert curve.rises == rises == (curve(3.1) > curve(2.9))

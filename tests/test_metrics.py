@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from q_hawkeye_trl.evaluation.metrics import krcc, mae, plcc, rmse, srcc
 
@@ -51,17 +50,12 @@ def test_errors_agree_with_loops():
     assert rmse(a, b) == pytest.approx(math.sqrt(math.fsum(e * e for e in errors) / 20), abs=1e-12)
     assert mae(a, b) == pytest.approx(math.fsum(abs(e) for e in errors) / 20, abs=1e-12)
     assert rmse(a, a) == mae(a, a) == 0
-    assert rmse([1, 5], [3, 3]) == mae([1, 5], [3, 3]) == 2  # the mean stands under the root
+    assert rmse([1, 5], [3, 3]) == mae([1, 5], [3, 3]) == 2
 
 
 def test_ties_share_their_mean_rank():
     # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, squared deviations 4.5 and 5
     assert srcc([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
-
-
-def test_tied_ranks_differ_from_kendall_and_from_dropping_ties():
-    a, b = [1, 1, 2, 3, 3, 5], [2, 1, 4, 3, 5, 5]
-    assert srcc(a, b) == pytest.approx(stats.pearsonr(stats.rankdata(a), stats.rankdata(b)).statistic)
 
 
 def test_srcc_ignores_scale_and_plcc_ignores_affine_maps():
@@ -91,9 +85,9 @@ def test_constants_have_no_correlation(metric, a, b):
     ("a", "b", "message"),
     [
         ([], [], "empty"),
-        ([1, 2], [1, 2, 3], "one length"),
-        ([[1, 2]], [[1, 2]], "one length"),
-        (1.0, 2.0, "one length"),
+        ([1, 2], [1, 2, 3], r"\(2,\) and \(3,\)"),
+        ([[1, 2]], [[1, 2]], r"\(1, 2\)"),
+        (1.0, 2.0, r"\(\)"),
         ([1, math.nan], [1, 2], "`predicted` has 1 "),
         ([1, 2], [math.inf, math.nan], "`target` has 2 "),
     ],

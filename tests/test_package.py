@@ -19,6 +19,7 @@ import q_hawkeye_trl
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "q_hawkeye_trl"
 NAME = "q-hawkeye-trl"
+RECIPES = Path("src/q_hawkeye_trl/recipes")  # a link to recipes/
 
 REGISTRY_HOST = re.compile(
     r"\bpypi\.(?:org|python\.org)|pythonhosted\.org|download\.pytorch\.org|anaconda\.(?:org|com)|--(?:extra-)?index-url"
@@ -136,6 +137,7 @@ def installed(tmp_path_factory) -> Path:
         copy = tree / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
+    (tree / RECIPES).symlink_to(os.readlink(ROOT / RECIPES))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     build = [*pip, "wheel", str(tree), "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
     subprocess.run(build, check=True, cwd=folder)
@@ -178,6 +180,17 @@ def test_the_wheel_carries_the_bundled_policy(installed, tmp_path):
     assert Path(package).is_relative_to(environment)
     assert Path(policy).is_relative_to(environment)
     assert {"config.json", "model.safetensors"} <= set(names)
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_recipes(installed, tmp_path):
+    code = (
+        "from q_hawkeye_trl.train.recipes import RECIPES, find_recipe\n"
+        "find_recipe('koniq/qwen2_5_vl_7b'), find_recipe('zero3', 'accelerate')\n"
+        "print(*sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob('*.*')), sep='\\n')\n"
+    )
+    listed = {path.relative_to(ROOT / "recipes").as_posix() for path in (ROOT / "recipes").rglob("*.*")}
+    assert set(run_installed(installed, code, tmp_path).splitlines()) == listed
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
-"""What can happen to a run of `q-hawkeye pair`: killed at any moment, a worker gone, no space left."""
+"""Failures of a run of `q-hawkeye pair`: killed at any moment, a killed worker, a full disk."""
 
-import hashlib
 import os
 import random
 import shutil
@@ -13,18 +12,8 @@ from pathlib import Path
 import pytest
 from datasets import load_from_disk
 
-from pair_sets import dataset, picture, save
+from pair_sets import dataset, files_of, make, picture, save
 from q_hawkeye_trl.pairs.chunks import ROWS_PER_CHUNK
-from q_hawkeye_trl.pairs.run import make_pairs
-from q_hawkeye_trl.pairs.settings import PairSettings
-
-
-def files_of(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def start(data, out, workers=1):
@@ -41,24 +30,25 @@ def children(pid):
 def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_kill_9_at_random_points_20_times(tmp_path):
-    """Runs are killed until 20 were; the last one is left alone. Its folder equals that of a run nobody disturbed."""
+    """After 20 killed runs, one that is left alone ends with the folder of an undisturbed run."""
     images = [tmp_path / f"{n}.jpg" for n in range(500)]
     for n, file in enumerate(images):
         picture(n % 50, (160 + n // 50, 120)).save(file, quality=92)
     data = save(tmp_path / "data", dataset(images))
     with start(data, tmp_path / "whole") as process:
         assert process.wait() == 0
+    whole = files_of(tmp_path / "whole")
     rng = random.Random(0)
-    out, killed, at_work = tmp_path / "out", 0, 0
+    out, work, killed, at_work = tmp_path / "out", tmp_path / "out.partial", 0, 0
 
     def done() -> int:
-        return len(list((tmp_path / ".out.unfinished").glob(".parts/*.parquet")))
+        return len(list(work.glob("parts/*.parquet")))
 
     while killed < 20:
         wanted = done() + rng.choice([0, 1, 1, 2, 3, 5, 8])  # chunks done before the kill; the machine may be slow
@@ -70,20 +60,19 @@ def test_kill_9_at_random_points_20_times(tmp_path):
                 at_work += done() > 0
                 process.kill()
                 killed += 1
-        if out.exists():  # whole, or not there
-            assert files_of(out) == files_of(tmp_path / "whole")
+        if out.exists():  # complete, or absent
+            assert files_of(out) == whole
             shutil.rmtree(out)
     assert at_work >= 10  # kills hit runs that had done something
     with start(data, out, workers=2) as process:
         assert process.wait() == 0
-    whole = files_of(tmp_path / "whole")
     assert files_of(out) == whole
-    assert not (tmp_path / ".out.unfinished").exists()
+    assert not work.exists()
     assert len(load_from_disk(str(out))) == 500
 
 
 @pytest.mark.slow
-def test_workers_end_with_a_killed_parent_and_a_killed_worker_is_told(tmp_path):
+def test_workers_end_with_a_killed_parent_and_a_killed_worker_is_reported(tmp_path):
     data = save(tmp_path / "data", dataset([picture(n, (320, 240)) for n in range(200)]))
     with start(data, tmp_path / "out", workers=2) as process:
         wait_for(lambda: len(children(process.pid)) >= 2)
@@ -92,12 +81,12 @@ def test_workers_end_with_a_killed_parent_and_a_killed_worker_is_told(tmp_path):
         process.wait()
         wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers), 10)
     with start(data, tmp_path / "out", workers=2) as process:
-        wait_for(lambda: list((tmp_path / ".out.unfinished").glob("*.arrow")) or process.poll() is not None)
+        wait_for(lambda: list(tmp_path.glob("out.partial/data/*.arrow")) or process.poll() is not None)
         spawned = [c for c in children(process.pid) if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
         os.kill(spawned[0], signal.SIGKILL)
-        said = process.communicate()[0]
+        printed = process.communicate()[0]
         assert process.returncode == 1
-        assert "A worker was killed" in said
+        assert "A worker was killed" in printed
         assert not (tmp_path / "out").exists()
     with start(data, tmp_path / "out") as process:
         assert process.wait() == 0
@@ -117,17 +106,15 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tmp_path, small_disk, workers):
+def test_a_full_disk_is_reported_and_the_run_resumes_when_there_is_space(tmp_path, small_disk, workers):
     data = save(tmp_path / "data", dataset([picture(n, (160, 120)) for n in range(160)]))
-    make_pairs(data, tmp_path / "whole", PairSettings(), progress=False)
-    out = small_disk / "out"
-    with pytest.raises(OSError, match=r"can't be written \(No space left on device\); what is done stays: run again"):
-        make_pairs(data, out, PairSettings(), workers=workers, progress=False)
+    make(data, tmp_path / "whole")
+    out, work = small_disk / "out", small_disk / "out.partial"
+    with pytest.raises(OSError, match=r"no space left.*out"):
+        make(data, out, workers)
     assert not out.exists()
-    unfinished = small_disk / ".out.unfinished"
-    assert not list(unfinished.rglob("*.partial"))
-    done = list(unfinished.glob(".parts/*.parquet"))
+    assert not list(work.rglob("*.partial"))
+    done = list(work.glob("parts/*.parquet"))
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
-    summary = make_pairs(data, out, PairSettings(), workers=workers, progress=False)
-    assert summary.made == 160 - ROWS_PER_CHUNK * len(done)
+    assert make(data, out, workers).made == 160 - ROWS_PER_CHUNK * len(done)
     assert files_of(out) == files_of(tmp_path / "whole")

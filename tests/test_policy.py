@@ -11,9 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from q_hawkeye_trl.data.messages import with_images
 from q_hawkeye_trl.demo.policy import demo_policy_path
-from q_hawkeye_trl.scoring.answers import TransformersAnswers
+from q_hawkeye_trl.generation.engine import PolicyAnswers
 from q_hawkeye_trl.scoring.policy import adapter_base, load_policy, merge_adapter
+from q_hawkeye_trl.text import quality_messages
 from tiny_models import save_policy, tiny_policy
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3")
@@ -22,7 +24,8 @@ IMAGES = [Image.effect_mandelbrot((84, 56), (-2, -1.5, 1, 1.5), n).convert("RGB"
 
 
 def texts(model, processor) -> list:
-    return TransformersAnswers(model, processor, max_new_tokens=12)(IMAGES)
+    rows = [with_images({"prompt": quality_messages(), "images": [image]}) for image in IMAGES]
+    return PolicyAnswers(model, processor, max_new_tokens=12)(rows)
 
 
 def adapter(family: str, base: str, folder, *, processor: bool = False) -> list:

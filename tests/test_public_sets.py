@@ -1,14 +1,15 @@
 """The protocols, and the figures that are only quoted."""
 
+import re
+
 import pytest
 
-from q_hawkeye_trl.evaluation.public_sets import PRESETS, SETS, WHOLE, departures, get_preset, published_rows
+from q_hawkeye_trl.evaluation.public_sets import PRESETS, WHOLE, departures, distortion_of, get_preset, published_rows
 
 
 def test_protocols_differ_where_the_papers_do():
-    assert (get_preset("deqa").target, get_preset("deqa").plcc) == ("mos_raw", "plcc_fitted")
-    assert (get_preset("pyiqa").target, get_preset("pyiqa").plcc) == ("mos_raw", "plcc")
-    assert (get_preset("mr-iqa").target, get_preset("mr-iqa").plcc) == ("mos", "plcc")
+    expected = {"deqa": ("mos_raw", "plcc_fitted"), "pyiqa": ("mos_raw", "plcc"), "mr-iqa": ("mos", "plcc")}
+    assert {name: (preset.target, preset.plcc) for name, preset in PRESETS.items()} == expected
     assert get_preset("deqa").splits["kadid10k"] == "test"
     assert get_preset("mr-iqa").splits["kadid10k"] == WHOLE
     assert len(get_preset("deqa").splits) == 8
@@ -22,14 +23,21 @@ def test_unknown_protocol():
         get_preset("paper")
 
 
-def test_another_list_of_images_is_said():
-    deqa = get_preset("deqa")
-    assert departures(deqa, "koniq10k", 2010) == []
-    assert "2010 images, these are 2015" in departures(deqa, "koniq10k", 2015)[0]
-    assert departures(get_preset("pyiqa"), "koniq10k", 2015) == []
-    assert departures(get_preset("mr-iqa"), "kadid10k", 10125) == []
-    assert "10125 images, these are 2000" in departures(get_preset("mr-iqa"), "kadid10k", 2000)[0]
-    assert "no set 'mine'" in departures(deqa, "mine", 10)[0]
+@pytest.mark.parametrize(
+    ("preset", "dataset", "images", "said"),
+    [
+        ("deqa", "koniq10k", 2010, None),
+        ("deqa", "koniq10k", 2015, "2010 .*2015"),
+        ("pyiqa", "koniq10k", 2015, None),
+        ("mr-iqa", "kadid10k", 10125, None),
+        ("mr-iqa", "kadid10k", 2000, "10125 .*2000"),
+        ("deqa", "mine", 10, "'mine'"),
+    ],
+)
+def test_another_list_of_images_is_reported(preset, dataset, images, said):
+    sentences = departures(get_preset(preset), dataset, images)
+    assert bool(sentences) == bool(said)
+    assert not said or re.search(said, sentences[0])
 
 
 def test_published_figures():
@@ -39,7 +47,23 @@ def test_published_figures():
     (hawkeye,) = [row for row in published_rows("csiq") if row.model == "Q-Hawkeye"]
     assert (hawkeye.plcc, hawkeye.srcc) == (None, 0.806)
     assert published_rows("mine") == []
-    for name in SETS:
+    for name in get_preset("deqa").splits:
         for row in published_rows(name):
             assert 0.4 < row.srcc < 1
             assert "arXiv" in row.source
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "kind"),
+    [
+        ("kadid10k", "images/I81_10_03.png", "JPEG"),
+        ("tid2013", "i03_08_5.bmp", "Gaussian blur"),
+        ("csiq", "dst_imgs/awgn/1600.AWGN.1.png", "AWGN"),
+        ("pipal", "A0001_02_11.bmp", "type 02"),
+        ("kadid10k", "I81_99_03.png", "type 99"),
+        ("koniq10k", "I81_10_03.png", ""),
+        ("csiq", "1600.png", ""),
+    ],
+)
+def test_kinds_of_distortion_are_read_off_names(dataset, name, kind):
+    assert distortion_of(dataset, name) == kind

@@ -12,9 +12,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from iqa_layouts import write_image, write_metas, write_rows
+from q_hawkeye_trl.data.label_tables import TableColumns
+from q_hawkeye_trl.data.labels import EmbeddedImage
 from q_hawkeye_trl.data.readers import READERS
-from q_hawkeye_trl.data.readers.labels import EmbeddedImage
-from q_hawkeye_trl.data.readers.table import TableColumns
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_metas_without_norms_take_the_line_of_the_others_or_the_extremes_of_all(
     _metas(tmp_path, [_meta("a.jpg", 2.0, norm=False)], [_meta("c.jpg", 4.0, norm=False)])
     labels = READERS["deqa"](tmp_path)
     assert labels.mos.tolist() == [5, 1]
-    assert "they hold no gt_score_norm" in labels.rule
+    assert "no gt_score_norm" in labels.rule
 
 
 def test_csiq_of_the_metas_stands_there_with_a_minus(tmp_path):
@@ -82,7 +82,7 @@ def test_references_of_metas_come_from_file_names(tmp_path):
     write_metas(tmp_path / "metas" / "test_kadid.json", rows)
     labels = READERS["deqa"](tmp_path, reference_pattern="^(I[0-9]+)_")
     assert [row.reference for row in labels.rows] == ["I01", "I02", "I03"]
-    for text, message in (("I01", "needs a group"), ("(I01", "no regular expression"), ("(I04)", "does not match")):
+    for text, message in (("I01", "needs a group"), ("(I01", "reference-pattern"), ("(I04)", "does not match")):
         with pytest.raises(ValueError, match=message):
             READERS["deqa"](tmp_path, reference_pattern=text)
 
@@ -108,7 +108,7 @@ def test_metas_that_are_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"entry 1: expected `image`, a relative path, got \['a\.jpg'\]"):
         READERS["deqa"](tmp_path)
     path.write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="not JSON"):
         READERS["deqa"](tmp_path)
     write_metas(path, [])
     with pytest.raises(ValueError, match="expected a list"):
@@ -119,7 +119,7 @@ def test_metas_that_are_none_are_refused(tmp_path):
 def test_norms_that_are_no_line_within_the_scale_are_refused(tmp_path, norms):
     rows = [{"image": f"{n}.png", "gt_score": n, "gt_score_norm": norm} for n, norm in enumerate(norms)]
     write_metas(tmp_path / "metas" / "test_x.json", rows)
-    with pytest.raises(ValueError, match="no rising straight line"):
+    with pytest.raises(ValueError, match=r"gt_score_norm.*gt_score"):
         READERS["deqa"](tmp_path)
 
 
@@ -169,10 +169,10 @@ def test_a_lower_direction_is_turned_round_and_a_suspicious_one_is_said(tmp_path
     name = _write(tmp_path, "csv")
     labels = _read(tmp_path, name, direction="lower")
     assert labels.mos[:2].tolist() == pytest.approx([4.6, 1.4])
-    assert "You said lower" in labels.notes[0]
+    assert "not lower" in labels.notes[0]
     (tmp_path / "d.csv").write_text("image,DMOS\na.png,3\nb.png,5\n")
     notes = _read(tmp_path, "d.csv", columns=TableColumns(score="DMOS"), ends=None, scale="deqa").notes
-    assert "mostly better when lower. You said higher" in notes[0]
+    assert "not higher" in notes[0]
 
 
 def test_variances_are_rooted(tmp_path):
@@ -239,8 +239,8 @@ def test_empty_spreads_and_scores_that_are_no_numbers(tmp_path):
     [
         ("image,mos\na.png,3\n", {"direction": "up"}, "'up': which end is better"),
         ("image,mos\na.png,3\n", {"ends": None}, "--low and --high"),
-        ("image,mos\na.png,3\nb.png,101\n", {}, r"line 3 \(b\.png\): expected a score in \[0, 100\]"),
-        ("file,mos\na.png,3\n", {}, "columns image are missing, found file, mos"),
+        ("image,mos\na.png,3\nb.png,101\n", {}, r"line 3 \(b\.png\): .*101.*\[0, 100\]"),
+        ("file,mos\na.png,3\n", {}, "image.*file, mos"),
         ("image,mos\n,3\n", {}, "line 2: column `image` has no path"),
         ("image,mos\n", {}, "there are no rows"),
         (
@@ -254,9 +254,9 @@ def test_empty_spreads_and_scores_that_are_no_numbers(tmp_path):
             {"columns": TableColumns(variance="s")},
             "line 2: column `s` must be .*, got 'inf'",
         ),
-        ("image,mos,mos\na,3,4\n", {}, "more than one column mos: keep one"),
+        ("image,mos,mos\na,3,4\n", {}, "more than one column mos"),
         ("image,mos,s\na,3,x\n", {"columns": TableColumns(split="s")}, "line 2: expected a split"),
-        ("image,mos,s\na,3,test\nb,4,\n", {"columns": TableColumns(split="s")}, r"line 3 \(b\): there is no split"),
+        ("image,mos,s\na,3,test\nb,4,\n", {"columns": TableColumns(split="s")}, r"line 3 \(b\).*split"),
     ],
 )
 def test_tables_that_can_not_be_read_name_the_row(tmp_path, text, options, message):
@@ -275,7 +275,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"t\.json can't be read"):
         _read(tmp_path, "t.json")
     (tmp_path / "t.jsonl").write_text('{"image": "a"}\n')
-    with pytest.raises(ValueError, match="line 1: mos is missing, found image"):
+    with pytest.raises(ValueError, match=r"line 1: mos.*image"):
         _read(tmp_path, "t.jsonl")
     (tmp_path / "t.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match="can't be read as Parquet"):

@@ -12,7 +12,8 @@ import yaml
 from transformers.hf_argparser import string_to_bool
 
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
-from q_hawkeye_trl.recipe import load_recipe, recipe_chain, split_recipe
+from q_hawkeye_trl.train.arguments import parse_arguments
+from q_hawkeye_trl.train.recipes import RECIPES, find_recipe, load_recipe, recipe_chain, recipe_parser
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_koniq.py"
@@ -77,7 +78,7 @@ def test_a_value_may_be_taken_back_to_none(tmp_path):
 
 def wrong(folder: Path, kind: str) -> tuple[Path, type[Exception], str]:
     files = {
-        "missing base": ({"a": {"base": "nowhere/b.yaml"}}, FileNotFoundError, "a.yaml inherits from .*b.yaml.*own"),
+        "missing base": ({"a": {"base": "nowhere/b.yaml"}}, FileNotFoundError, "a.yaml inherits from .*b.yaml"),
         "cycle": ({"a": {"base": "b.yaml"}, "b": {"base": "a.yaml"}}, ValueError, r"itself: .*a.yaml -> .*b.yaml -> "),
         "itself": ({"a": {"base": "./a.yaml"}}, ValueError, "inherits from itself"),
         "unknown key of the base": (
@@ -122,8 +123,8 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path, kind):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: 1\nbeta: 2\nseed: 3\n", "the key 'seed' stands twice"),
-        ("reward_parameters: {rank: {}, rank: {}}\n", "the key 'rank' stands twice"),
+        ("seed: 1\nbeta: 2\nseed: 3\n", "the key 'seed' is repeated"),
+        ("reward_parameters: {rank: {}, rank: {}}\n", "the key 'rank' is repeated"),
         ("- seed\n", "holds no keys"),
         ("", "holds no keys"),
         ("seed: [1\n", "is not YAML"),
@@ -177,17 +178,26 @@ def test_a_base_needs_a_recipe_that_has_one(tmp_path):
 
 @pytest.mark.parametrize("form", ["--config=a.yaml --base=b.yaml", "--base b.yaml --config a.yaml"])
 def test_the_command_line_is_split(form):
-    choice = split_recipe([*form.split(), "--seed", "1"], "default.yaml")
-    assert (choice.recipe, choice.base) == (Path("a.yaml"), Path("b.yaml"))
-    assert choice.arguments == ["--seed", "1"]
-    assert not choice.is_default
-    assert split_recipe([], "default.yaml") == (Path("default.yaml"), None, [], True)
-    assert not split_recipe(["--output_dir=x"], "default.yaml").is_default
+    named, others = recipe_parser().parse_known_args([*form.split(), "--seed", "1"])
+    assert (named.config, named.base) == ("a.yaml", "b.yaml")
+    assert others == ["--seed", "1"]
 
 
-def parse(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    return runpy.run_path(str(SCRIPT))["parse_arguments"]()
+def test_only_a_run_without_recipe_and_folder_is_the_default_one():
+    on_a_cpu = ["--use_cpu", "true"]
+    assert parse_arguments(on_a_cpu).is_default
+    assert not parse_arguments(["--output_dir=x", *on_a_cpu]).is_default
+    assert not parse_arguments(["--config", "demo/tiny", *on_a_cpu]).is_default
+
+
+def test_a_packaged_recipe_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("koniq/qwen2_5_vl_7b") == RECIPES / "koniq" / "qwen2_5_vl_7b.yaml"
+    assert find_recipe("zero3", "accelerate") == RECIPES / "accelerate" / "zero3.yaml"
+    own = write(tmp_path / "demo" / "tiny", seed=1)  # a file goes before a name
+    assert find_recipe("demo/tiny").samefile(own)
+    with pytest.raises(FileNotFoundError, match=r"koniq/qwen2_5_vl_8b.*koniq/qwen2_5_vl_7b"):
+        find_recipe("koniq/qwen2_5_vl_8b")
 
 
 def test_the_command_line_goes_over_the_recipe_and_the_recipe_over_its_base(tmp_path, monkeypatch):
@@ -197,7 +207,7 @@ def test_the_command_line_goes_over_the_recipe_and_the_recipe_over_its_base(tmp_
     recipe = write(tmp_path / "a.yaml", base="base.yaml", beta=0.25, uncertainty_alpha=2.0)
     with monkeypatch.context() as patch:
         patch.setenv("HAWKEYE_TEST_VARIABLE", "0")
-        _, args, _, is_default = parse(patch, "--config", recipe, "--uncertainty_alpha", "1.5")
+        _, args, _, is_default = parse_arguments(["--config", str(recipe), "--uncertainty_alpha", "1.5"])
         assert os.environ["HAWKEYE_TEST_VARIABLE"] == "1"
     assert (args.learning_rate, args.beta, args.uncertainty_alpha) == (1e-3, 0.25, 1.5)
     assert not is_default

@@ -2,10 +2,7 @@
 
 import dataclasses
 import re
-import runpy
 import shlex
-import sys
-from functools import cache
 
 import pytest
 import yaml
@@ -14,13 +11,13 @@ from trl.scripts.vllm_serve import ScriptArguments as ServerArguments
 
 from q_hawkeye_trl.demo.synthetic import UNSEEN_KINDS
 from q_hawkeye_trl.memory import GIB, MODELS, estimate, setup_of
+from q_hawkeye_trl.train.arguments import parse_arguments
 from recipe_files import (
     ACCELERATE,
     FIELDS,
     FOLDER,
     LAUNCHERS,
     ROOT,
-    SCRIPT,
     TRAINING,
     header_of,
     name_of,
@@ -39,15 +36,9 @@ each_ablation = pytest.mark.parametrize("path", ABLATIONS, ids=name_of)
 each_file = pytest.mark.parametrize("path", [*TRAINING, *ACCELERATE, *LAUNCHERS], ids=name_of)
 
 
-@cache
-def script_module() -> dict:
-    return runpy.run_path(str(SCRIPT))
-
-
-def parse(monkeypatch, *arguments):
-    """Script, trainer and model arguments as the training script reads them."""
-    monkeypatch.setattr(sys, "argv", [str(argument) for argument in (SCRIPT, *arguments)])
-    return script_module()["parse_arguments"]()[:3]
+def parse(*arguments):
+    """Script, trainer and model arguments of a command line."""
+    return parse_arguments([str(argument) for argument in arguments])[:3]
 
 
 def test_the_recipes_are_counted():
@@ -58,9 +49,9 @@ def test_the_recipes_are_counted():
 
 
 @each
-def test_every_key_of_a_recipe_reaches_the_arguments(monkeypatch, path):
+def test_every_key_of_a_recipe_reaches_the_arguments(path, monkeypatch):
     monkeypatch.setenv("HAWKEYE", "")
-    script, args, model = parse(monkeypatch, "--config", path, *ON_A_CPU)
+    script, args, model = parse("--config", path, *ON_A_CPU)
     names = [{field.name for field in dataclasses.fields(part)} for part in (script, args, model)]
     replaced = {"bf16"}
     for key, value in resolved(path).items():
@@ -189,9 +180,9 @@ SAME_AS_BASE = {"full", "alpha_1", "reward_accuracy", "rollouts_8"}
 
 
 @each_ablation
-def test_an_ablation_changes_what_it_says_and_nothing_else(monkeypatch, path):
-    script, args, _ = parse(monkeypatch, "--config", path, *ON_A_CPU)
-    base_script, base, _ = parse(monkeypatch, "--config", DEMO, *ON_A_CPU)
+def test_an_ablation_changes_what_it_says_and_nothing_else(path):
+    script, args, _ = parse("--config", path, *ON_A_CPU)
+    base_script, base, _ = parse("--config", DEMO, *ON_A_CPU)
     changed = {
         field.name
         for one, other in ((script, base_script), (args, base))
@@ -204,12 +195,12 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(monkeypatch, path):
 
 
 @each_ablation
-def test_an_ablation_applies_to_the_7b(monkeypatch, path):
+def test_an_ablation_applies_to_the_7b(path):
     own = own_keys(path)
     own.pop("base")
     batch = max(4, own.get("num_generations", 4))  # as the headers of rollouts_… say
     options = ["--config", path, "--base", SEVEN, "--per_device_train_batch_size", batch]
-    script, args, model = parse(monkeypatch, *options, *ON_A_CPU)
+    script, args, model = parse(*options, *ON_A_CPU)
     assert model.model_name_or_path == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert args.learning_rate == 5e-6
     for key, value in own.items():
@@ -232,21 +223,21 @@ def test_an_ablation_applies_to_the_7b(monkeypatch, path):
         ("release_as_written", TERMS[3:]),
     ],
 )
-def test_a_term_is_off_where_the_name_says_so(monkeypatch, name, off):
-    _, args, _ = parse(monkeypatch, "--config", FOLDER / "ablations" / f"{name}.yaml", *ON_A_CPU)
+def test_a_term_is_off_where_the_name_says_so(name, off):
+    _, args, _ = parse("--config", FOLDER / "ablations" / f"{name}.yaml", *ON_A_CPU)
     assert [term for term in TERMS if getattr(args, term) == 0] == list(off)
     assert args.uses_perception_terms == any(term not in off for term in TERMS[1:])
 
 
-def test_the_release_as_it_was_written_and_as_it_ran(monkeypatch):
+def test_the_release_as_it_was_written_and_as_it_ran():
     """docs/method.md: the release's flags in ours."""
-    script, written, _ = parse(monkeypatch, "--config", FOLDER / "ablations" / "release_as_written.yaml", *ON_A_CPU)
+    script, written, _ = parse("--config", FOLDER / "ablations" / "release_as_written.yaml", *ON_A_CPU)
     assert script.rewards == ["accuracy", "format", "repetition"]
     assert (written.uncertainty_alpha, written.uncertainty_unparsed) == (0.2, "exclude")
     assert (written.perception_gamma, written.perception_gamma_zero_epoch) == (1e-4, 5)
     assert (written.perception_gradient, written.entropy_estimator) == ("original", "sampled")
     assert (written.entropy_original_coef, written.entropy_degraded_coef) == (1e-3, 0)
-    script, ran, _ = parse(monkeypatch, "--config", FOLDER / "ablations" / "release_as_run.yaml", *ON_A_CPU)
+    script, ran, _ = parse("--config", FOLDER / "ablations" / "release_as_run.yaml", *ON_A_CPU)
     assert script.rewards == ["accuracy", "format", "repetition"]
     assert (ran.uncertainty_alpha, ran.uncertainty_unparsed) == (0.2, "exclude")
     assert not ran.uses_perception_terms

@@ -16,9 +16,9 @@ from datasets import load_from_disk
 import q_hawkeye_trl
 import test_vllm
 from q_hawkeye_trl import HawkeyeGRPOConfig
-from q_hawkeye_trl.callbacks import read_metrics
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
+from q_hawkeye_trl.train.run_folder import read_metrics
 from recipe_files import FOLDER, SCRIPT, TRAINING, name_of, resolved
 from tiny_models import save_policy
 

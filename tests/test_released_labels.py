@@ -25,7 +25,7 @@ from iqa_layouts import (
     write_tid,
 )
 from q_hawkeye_trl.data.koniq import SCORES_FILE, SETS_FILE
-from q_hawkeye_trl.data.prepare import prepare
+from q_hawkeye_trl.data.preparation import prepare
 from q_hawkeye_trl.data.readers import READERS
 
 LABELS = Path(os.environ.get("Q_HAWKEYE_LABELS", ""))

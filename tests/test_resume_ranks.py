@@ -4,20 +4,17 @@ refused.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from distributed_cases import FSDP2
+from launch import in_processes
 from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem
 from test_resume import without_times
-from two_processes_fsdp import FSDP2
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).with_name("two_processes_resume.py")
 ZERO = {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
 BACKENDS = {
     "data parallel": ({}, "DistributedDataParallel"),
@@ -34,15 +31,13 @@ BACKENDS = {
 }
 
 
-def launch(folder: Path, options: dict, checkpoint: Path | str = "", ranks: int = 2) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
-    command += [str(SCRIPT), str(folder), str(checkpoint), json.dumps({"per_device_train_batch_size": 4} | options)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+def launch(folder: Path, options: dict, checkpoint: Path | str = "", **how) -> str:
+    given = json.dumps({"per_device_train_batch_size": 4} | options)
+    return in_processes("resume", folder, checkpoint, given, timeout=280, **how)[1]
 
 
-def seen_by(folder: Path, wrapper: str, done: subprocess.CompletedProcess) -> list[dict]:
-    assert done.returncode == 0, done.stderr[-3000:]
+def log_of_two(folder: Path, wrapper: str, *given) -> list[dict]:
+    launch(folder, *given)
     seen = json.loads((folder / "seen.json").read_text())
     assert (seen["world_size"], seen["wrapper"]) == (2, wrapper)
     return without_times(seen["log"])
@@ -52,13 +47,12 @@ def seen_by(folder: Path, wrapper: str, done: subprocess.CompletedProcess) -> li
 def test_two_ranks_resume_inside_a_window(tmp_path, backend):
     options, wrapper = BACKENDS[backend]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    expected = seen_by(whole, wrapper, launch(whole, options))
+    expected = log_of_two(whole, wrapper, options)
     checkpoint = whole / "checkpoint-1"
     assert checkpoint_problem(checkpoint) is None
-    assert {path.name for path in checkpoint.glob("rollouts_*")} == {f"rollouts_{n}.safetensors" for n in (0, 1)}
-    assert seen_by(resumed, wrapper, launch(resumed, options, checkpoint)) == expected
+    assert {path.name for path in checkpoint.glob("rollouts_*")} == {f"rollouts_{n}.pt" for n in (0, 1)}
+    assert log_of_two(resumed, wrapper, options, checkpoint) == expected
     assert [line["step"] for line in expected if "loss" in line] == [1, 2, 3]
     if backend == "data parallel":
-        done = launch(tmp_path / "one", options, checkpoint, ranks=1)
-        assert done.returncode != 0
-        assert "world_size was 2 and is 1" in done.stderr
+        errors = launch(tmp_path / "one", options, checkpoint, processes=1, fails=True)
+        assert "world_size was 2 and is 1" in errors

@@ -35,7 +35,7 @@ CASES = [
 def test_resumed_inside_a_window_equals_the_unbroken_run(tmp_path, window, shared_prefix):
     options = WINDOWS[window] | {"shared_prefix": shared_prefix, "logging_steps": 2}
     whole = train(tmp_path / "whole", **options)
-    inside = {path.parent.name for path in (tmp_path / "whole").glob("checkpoint-*/rollouts_0.safetensors")}
+    inside = {path.parent.name for path in (tmp_path / "whole").glob("checkpoint-*/rollouts_0.pt")}
     assert "checkpoint-1" in inside
     assert len(inside) < options["max_steps"]  # between windows none is stored
     for step in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""The review page in a real browser without a window: decide, reload, kill, resume."""
+"""The review page in a headless browser: decide, reload, kill, resume."""
 
 import http.client
 import json
@@ -12,11 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pair_sets import dataset, picture, save
+from pair_sets import dataset, lines_of, make, picture, save
 from q_hawkeye_trl.pairs.decisions import read_decisions
-from q_hawkeye_trl.pairs.manifest import read_manifest
-from q_hawkeye_trl.pairs.run import make_pairs
-from q_hawkeye_trl.pairs.settings import PairSettings
 
 pytest.importorskip("gradio", reason="the extra `review` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -43,7 +40,7 @@ class Server:
             if " at http://" in line:
                 break
         watchdog.cancel()
-        assert self.lines, "the server said nothing"
+        assert self.lines, "the server printed nothing"
         assert " at http://" in self.lines[-1], "".join(self.lines)
         self.url = self.lines[-1].split(" at ")[1].split()[0]
         self.port = int(self.url.rsplit(":", 1)[1].strip("/"))
@@ -61,8 +58,8 @@ def folder(tmp_path_factory) -> Path:
     images = [picture(n, (112, 84)) for n in range(8)]
     names = [HOSTILE if n == 0 else f"{n}.png" for n in range(8)]
     save(root / "data", dataset(images, image_id=names))
-    settings = PairSettings(degradations=["jpeg@4", "gaussian_noise@2", "darken@3"], mild_ssim=0.8, mild_psnr=20)
-    make_pairs(root / "data", root / "pairs", settings, progress=False)
+    degradations = ["jpeg@4", "gaussian_noise@2", "darken@3"]
+    make(root / "data", root / "pairs", degradations=degradations, mild_ssim=0.8, mild_psnr=20)
     return root / "pairs"
 
 
@@ -122,7 +119,7 @@ def test_decide_reload_kill_resume(server, page):
 
     page.click("#accept")
     wait_for_count(page, "1 of 8 decided")
-    assert decided(server) == ["accept"]  # on the disk before the next pair appears
+    assert decided(server) == ["accept"]  # on disk before the next pair appears
     assert shown(page) != text
     page.click("#reject")
     wait_for_count(page, "2 of 8 decided")
@@ -155,13 +152,13 @@ def test_decide_reload_kill_resume(server, page):
 
     outside = [url for url in page.asked if not url.startswith((server.url, "data:", "blob:"))]
     assert outside == []
-    assert page.refused == []  # the guard lets all through that the page needs
+    assert page.refused == []  # the guard passes everything that the page needs
 
 
 @pytest.mark.slow
 def test_keys_slider_filters_and_a_double_click(server, page):
     visit(page, server)
-    page.keyboard.press("a")  # keys only work when they are wanted
+    page.keyboard.press("a")  # keys only work when their box is ticked
     page.check("#keyboard input")
     page.keyboard.press("a")
     wait_for_count(page, "1 of 8 decided")
@@ -178,7 +175,7 @@ def test_keys_slider_filters_and_a_double_click(server, page):
     handle = page.locator("#slider .handle, #slider .inner, #slider [role=slider]").first
     assert handle.is_visible()
 
-    # two clicks at once mean one pair, never the next one unseen
+    # a double click decides about one pair, never about the next one unseen
     page.evaluate("() => { const b = document.querySelector('#reject'); b.click(); b.click(); }")
     wait_for_count(page, "2 of 8 decided")
     page.wait_for_timeout(700)
@@ -189,8 +186,8 @@ def test_keys_slider_filters_and_a_double_click(server, page):
     page.wait_for_selector("#info .badge.accepted")
     choose(page, "state", "all")
     choose(page, "order", "in order")
-    choose(page, "kind", "darken")  # while the filters before are still at work
-    darkened = sum("darken" in line["operation"] for line in read_manifest(server.folder).to_pylist())
+    choose(page, "kind", "darken")  # while the earlier filters are still at work
+    darkened = sum("darken" in line["operation"] for line in lines_of(server.folder))
     expected = f"{darkened} with these filters"
     page.wait_for_function("text => document.querySelector('#progress').innerText.includes(text)", arg=expected)
     page.wait_for_function("document.querySelector('#info dl')?.innerText.includes('darken')")
@@ -221,7 +218,7 @@ def test_names_with_markup_are_shown_and_never_run(server, page):
 
 
 @pytest.mark.slow
-def test_the_end_is_said(server, page):
+def test_the_end_is_reported(server, page):
     visit(page, server)
     for number in range(1, 9):
         page.click("#accept")
@@ -252,6 +249,9 @@ def test_nothing_but_the_page_is_served_and_only_on_this_machine(server):
     assert status("/gradio_api/file=http://127.0.0.1:1/a") == 403
     assert status("/gradio_api/upload", "POST", body=b"x") == 403
     assert status("/", headers={"Host": f"evil.example:{server.port}"}) == 403
+    # what a foreign site can send without asking first is not read as a click
+    foreign = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
+    assert status("/gradio_api/queue/join", "POST", body=b'{"fn_index": 4, "data": []}', headers=foreign) == 422
     listening = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
     port = f":{server.port:04X}"
     own = [line.split()[1] for line in listening.splitlines()[1:] if line.split()[1].endswith(port)]
@@ -259,8 +259,9 @@ def test_nothing_but_the_page_is_served_and_only_on_this_machine(server):
 
 
 @pytest.mark.slow
-def test_a_taken_port_is_told(server):
+def test_a_port_in_use_is_reported(server):
     command = [sys.executable, "-m", "q_hawkeye_trl", "review", str(server.folder), "--port", str(server.port)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert f"127.0.0.1:{server.port} can't be listened at" in done.stderr
+    assert f"127.0.0.1:{server.port}" in done.stderr
+    assert "--port" in done.stderr

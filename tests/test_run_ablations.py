@@ -1,37 +1,36 @@
-"""examples/run_ablations.py: what it runs, what it does not run twice, what it refuses, what one failure costs."""
+"""`q-hawkeye ablate`: what it runs and does not repeat, what it refuses, and what a failure costs."""
 
-import argparse
 import json
-import os
-import runpy
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
 from q_hawkeye_trl.demo import synthetic
+from q_hawkeye_trl.train.ablation_runs import main
 from q_hawkeye_trl.wording import FIGURES
-from recipe_files import FOLDER, ROOT
+from recipe_files import FOLDER
 
-SCRIPT = ROOT / "examples" / "run_ablations.py"
 GRPO, FULL, ALPHA = (FOLDER / "ablations" / f"{name}.yaml" for name in ("grpo", "full", "alpha_5"))
 
-# Stands in for the training: leaves what a run leaves, and a line a call. A file `fail-RECIPE-SEED` makes it fail, a
-# file `checkpoint-RECIPE-SEED` makes it die with a whole checkpoint behind it, `wait` makes it slow.
+# Replaces the training: writes what a run writes, and logs each call. A file `fail-RECIPE-SEED` makes it fail, a file
+# `checkpoint-RECIPE-SEED` makes it die after a complete checkpoint, `wait` makes it slow.
 STAND_IN = """
 import json, sys, time
+from itertools import pairwise
 from pathlib import Path
 
-control, words = Path(__file__).parent, sys.argv[2:]
+control, words = Path(__file__).parent, sys.argv[4:]
 options = {word[2:]: value for word, value in zip(words, words[1:]) if word.startswith("--")}
 out, seed = Path(options["output_dir"]), int(options["seed"])
 name = Path(options["config"]).stem
 with open(control / "calls.jsonl", "a") as calls:
-    calls.write(json.dumps({"recipe": name, "seed": seed, "script": sys.argv[1], "words": words}) + "\\n")
+    calls.write(json.dumps({"recipe": name, "seed": seed, "command": sys.argv[1:4], "words": words}) + "\\n")
 out.mkdir(parents=True, exist_ok=True)
 if (control / "wait").exists():
     (control / f"started-{name}-{seed}").touch()
@@ -67,17 +66,16 @@ def control(tmp_path) -> Path:
 def arguments(control: Path, *words: object) -> list[str]:
     launch = f"{sys.executable} {control / 'stand_in.py'}"
     out = control.parent / "out"
-    return [str(word) for word in (SCRIPT, "--output_dir", out, "--launch", launch, "--data_dir", "none", *words)]
+    return [str(word) for word in ("--output_dir", out, "--launch", launch, "--data_dir", "none", *words)]
 
 
 @pytest.fixture
-def compare(control, monkeypatch, capsys):
-    """Runs the script in this process; gives the exit message or `None`."""
+def compare(control, capsys):
+    """Run the command in this process; return the exit message or `None`."""
 
     def compare(*words: object) -> object:
-        monkeypatch.setattr(sys, "argv", arguments(control, *words))
         try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
+            main(arguments(control, *words))
         except SystemExit as error:
             return error.code
         return None
@@ -99,7 +97,7 @@ def test_every_recipe_is_trained_with_every_seed(compare, control, tmp_path, cap
     assert who(control) == [("grpo", 0), ("full", 0), ("grpo", 1), ("full", 1)]
     for call in calls(control):
         words = call["words"]
-        assert call["script"] == str(ROOT / "examples" / "train_koniq.py")
+        assert call["command"] == ["-m", "q_hawkeye_trl", "train"]
         assert words[words.index("--config") + 1] == str(FOLDER / "ablations" / f"{call['recipe']}.yaml")
         assert words[words.index("--rewards") :][:3] == ["--rewards", "rank", "format"]
         assert "--beta=0.1" in words
@@ -219,10 +217,10 @@ def test_a_run_with_a_checkpoint_goes_on_from_it(compare, control, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--seed", "3"], "--seed is set for each run"),
-        (["--output_dir=x", "--config=y"], "--config is set for each run"),
-        (["--recipes", GRPO, GRPO], "named twice: grpo"),
-        (["--seeds", "1", "1"], "named twice: a seed"),
+        (["--seed", "3"], "--seed"),
+        (["--output_dir=x", "--config=y"], "--config"),
+        (["--recipes", GRPO, GRPO], "grpo"),
+        (["--seeds", "1", "1"], "a seed"),
         (["--baseline", "full", "--recipes", GRPO], "--baseline full is not among the recipes grpo"),
         (["--unseen"], "--unseen measures the synthetic set"),
     ],
@@ -234,11 +232,11 @@ def test_wrong_command_lines(compare, control, capsys, words, message):
 
 
 def test_a_recipe_that_is_missing_is_named(compare, control):
-    assert "There is no recipe nowhere.yaml" in compare("--recipes", "nowhere.yaml")
+    assert "nowhere.yaml" in compare("--recipes", "nowhere.yaml")
     assert not calls(control)
 
 
-def wait_until(condition, seconds: float = 60) -> None:
+def wait_until(condition, seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -249,53 +247,58 @@ def wait_until(condition, seconds: float = 60) -> None:
 def test_stopped_it_leaves_no_process_and_goes_on_later(compare, control, kind):
     (control / "wait").touch()
     words = arguments(control, "--recipes", GRPO, FULL, "--seeds", 0, 1, "--jobs", 2)
-    script = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    script = subprocess.Popen(
+        [sys.executable, "-m", "q_hawkeye_trl", "ablate", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     wait_until(lambda: len(list(control.glob("started-*"))) == 2)  # two at a time
     script.send_signal(kind)
     out, _ = script.communicate(timeout=60)
     assert script.returncode == 1
-    assert "the same command goes on" in out
+    assert "the same command resumes" in out
     assert len(calls(control)) == 2  # nothing was begun after the signal
     (control / "wait").unlink()
     assert compare("--recipes", GRPO, FULL, "--seeds", 0, 1, "--jobs", 2) is None
     assert sorted(who(control)[2:]) == [("full", 0), ("full", 1), ("grpo", 0), ("grpo", 1)]
 
 
-def test_threads_are_shared_among_the_jobs_unless_the_user_says(monkeypatch, tmp_path):
-    script = runpy.run_path(str(SCRIPT))
-    options = {"output_dir": tmp_path, "launch": "python", "unseen": False, "recipes": {"grpo": GRPO}, "jobs": 2}
-    plan = {"recipe": {}, "options": []}
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+@pytest.mark.parametrize(("threads", "expected"), [(None, ["4"]), ("1", ["4"]), ("3", [])])
+def test_threads_are_shared_among_the_jobs_unless_the_user_says(compare, control, monkeypatch, threads, expected):
+    monkeypatch.setattr("q_hawkeye_trl.train.ablation_runs.usable_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    args = argparse.Namespace(**options)
-    assert script["Job"](args, "grpo", 0, plan, []).environment["OMP_NUM_THREADS"] == "4"
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert script["Job"](args, "grpo", 0, plan, []).environment["OMP_NUM_THREADS"] == "3"
+    if threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert compare("--recipes", GRPO, "--seeds", 0, "--jobs", 2) is None
+    words = calls(control)[0]["words"]
+    assert [value for word, value in pairwise(words) if word == "--cpu_threads"] == expected
 
 
-def test_unseen_kinds_are_on_contents_of_their_own(monkeypatch, tmp_path):
+def test_unseen_kinds_are_on_contents_of_their_own(control, monkeypatch, tmp_path):
     written = []
 
     def write(root, *, kinds=synthetic.SEEN_KINDS, seed=0, **sizes):
         written.append((Path(root).name, set(kinds), seed))
 
     monkeypatch.setattr(synthetic, "write_synthetic_koniq", write)
-    namespace = argparse.Namespace(output_dir=tmp_path, unseen=True)
-    runpy.run_path(str(SCRIPT))["write_synthetic_data"](namespace)
+    monkeypatch.setattr("q_hawkeye_trl.train.ablation_runs._score_unseen", lambda *_: dict.fromkeys(FIGURES, 0.25))
+    launch = f"{sys.executable} {control / 'stand_in.py'}"
+    main(["--recipes", str(GRPO), "--seeds", "0", "--output_dir", str(tmp_path), "--launch", launch, "--unseen"])
     (seen, seen_kinds, seen_seed), (unseen, unseen_kinds, unseen_seed) = written
     assert (seen, unseen) == ("seen", "unseen")
     assert unseen_kinds == set(synthetic.UNSEEN_KINDS)
     assert seen_kinds.isdisjoint(unseen_kinds)
     assert seen_seed != unseen_seed  # no picture content in both
+    assert "| grpo | 1 | 0.250" in (tmp_path / "ablations.md").read_text()
 
 
 @pytest.mark.slow
-def test_real_trainings_end_in_a_page(monkeypatch, tmp_path):
+def test_real_trainings_end_in_a_page(tmp_path):
     data = synthetic.write_synthetic_koniq(tmp_path / "koniq", train=16, validation=2, test=6, progress=False)
     words = ["--output_dir", tmp_path / "out", "--recipes", GRPO, FULL, "--seeds", 0, 1, "--data_dir", data]
     words += ["--max_steps", 2, "--per_device_train_batch_size", 16, "--use_cpu", "true"]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in (SCRIPT, *words)])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    main([str(word) for word in words])
     text = (tmp_path / "out" / "ablations.md").read_text()
     assert "| full | 2 |" in text
     records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/seed-?.json")]

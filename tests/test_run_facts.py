@@ -13,11 +13,11 @@ from harness import build_trainer
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
 from q_hawkeye_trl.run_facts import machine
 from q_hawkeye_trl.run_facts.fingerprint import data_fingerprint
-from q_hawkeye_trl.run_facts.log import (
+from q_hawkeye_trl.run_facts.launches import (
     FACTS_FILE,
     RunFactsCallback,
     append_launch,
-    describe_git,
+    describe_facts,
     differences,
     read_launches,
 )
@@ -46,7 +46,6 @@ def checkout(tmp_path):
 def test_git_without_a_checkout_and_without_git(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert machine.git_state(tmp_path) is None
-    assert describe_git(None) == "not in a git checkout"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.git_state(tmp_path) is None
 
@@ -71,7 +70,9 @@ def test_git_before_the_first_commit_clean_and_dirty(checkout):
     (checkout / "code.py").write_text("a = 2\n")
     state = machine.git_state(checkout)
     assert state == {"commit": commit, "branch": "main", "dirty": True}
-    assert describe_git(state) == f"commit {commit[:12]}, with changes that are not committed"
+    code = describe_facts({"git": state, "versions": machine.package_versions(), "platform": {"python": "3"}})["code"]
+    assert commit[:12] in code
+    assert "uncommitted" in code
     git(checkout, "add", "code.py")
     assert machine.git_state(checkout)["dirty"]  # staged
     git(checkout, "commit", "-m", "second")
@@ -97,17 +98,6 @@ def test_missing_packages_are_said(monkeypatch):
 
     monkeypatch.setattr(machine, "version", version)
     assert machine.package_versions(("trl", "deepspeed", "vllm")) == {"trl": "1.0", "deepspeed": None, "vllm": None}
-
-
-def test_versions_are_those_that_are_imported():
-    import torch
-    import transformers
-    import trl
-
-    versions = machine.package_versions()
-    assert versions["trl"] == trl.__version__
-    assert versions["transformers"] == transformers.__version__
-    assert torch.__version__.startswith(versions["torch"])
 
 
 def train(folder, **options):
@@ -142,24 +132,22 @@ def test_a_run_writes_and_prints_its_facts(tmp_path, monkeypatch, capsys):
     assert facts["resumed_at_step"] is None
     assert "Launch 1 of this run" in printed
     assert "seed 7, data_seed 8, degradation_seed 9" in printed
-    assert "2 prompts x 4 rollouts a step" in printed
     assert facts["data"]["train"]["sha256"][:12] in printed
-    assert len(printed.split("Launch 1")[1].split("{")[0].splitlines()) <= 12
 
 
 def test_a_second_launch_keeps_the_first_and_says_what_changed(tmp_path, monkeypatch, capsys):
     train(tmp_path / "run")
     first = (tmp_path / "run" / FACTS_FILE).read_text()
-    assert "not as in" not in capsys.readouterr().out
+    assert "changed since" not in capsys.readouterr().out
     train(tmp_path / "run", seed=3, learning_rate=1e-5)
     launches = read_launches(tmp_path / "run" / FACTS_FILE)
     assert [launch["seeds"]["seed"] for launch in launches] == [42, 3]
     assert launches[0] == json.loads(first)["launches"][0]
     printed = capsys.readouterr().out
     assert "Launch 2 of this run" in printed
-    assert "not as in launch 1: seeds.seed: 42 -> 3" in printed
+    assert "changed since launch 1: seeds.seed: 42 -> 3" in printed
     assert "settings.HawkeyeGRPOConfig.learning_rate: 0.001 -> 1e-05" in printed
-    assert printed.count("not as in") == 3  # the seed stands among the settings too
+    assert printed.count("changed since") == 3  # the seed stands among the settings too
 
 
 def test_stock_grpo_has_facts_too(tmp_path):
@@ -172,7 +160,7 @@ def test_stock_grpo_has_facts_too(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", '{"launches": 3}', '{"other": []}'])
 def test_a_foreign_file_is_left_as_it_is(tmp_path, content):
     (tmp_path / FACTS_FILE).write_text(content)
-    with pytest.raises(ValueError, match=r"run\.json.*(move it)"):
+    with pytest.raises(ValueError, match=r"run\.json"):
         append_launch(tmp_path, {"started": "now"})
     assert (tmp_path / FACTS_FILE).read_text() == content
 
@@ -183,16 +171,10 @@ def test_a_full_disk_leaves_the_file_of_before(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("q_hawkeye_trl.files.os.fsync", full)
+    monkeypatch.setattr("q_hawkeye_trl.io.atomic.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         append_launch(tmp_path, {"started": "second"})
     assert read_launches(tmp_path / FACTS_FILE) == [{"started": "first"}]
-
-
-def test_other_processes_than_the_first_write_nothing(tmp_path, monkeypatch):
-    callback = RunFactsCallback(None)
-    callback.on_train_begin(None, type("State", (), {"is_world_process_zero": False}), None)
-    assert not list(tmp_path.iterdir())
 
 
 def test_differences_name_what_came_and_went():
@@ -207,19 +189,9 @@ def test_two_processes_write_one_launch(tmp_path):
     write_synthetic_koniq(tmp_path / "data", train=8, validation=2, test=4, progress=False)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(SCRIPT), "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "run")]
-    command += [
-        "--per_device_train_batch_size",
-        "4",
-        "--num_generations",
-        "4",
-        "--max_steps",
-        "1",
-        "--use_cpu",
-        "true",
-    ]
-    command += ["--bf16", "false", "--held_out_images", "4", "--validate", "false"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    options = "--per_device_train_batch_size 4 --num_generations 4 --max_steps 1 --use_cpu true --bf16 false"
+    command += [*options.split(), "--held_out_images", "4", "--validate", "false", "--cpu_threads", "1"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.count("Launch 1 of this run") == 1
     (facts,) = read_launches(tmp_path / "run" / FACTS_FILE)

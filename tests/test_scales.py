@@ -50,7 +50,7 @@ def test_rows_without_a_score_stay_without_and_change_nothing():
 
 
 def test_nothing_is_clamped():
-    with pytest.raises(ValueError, match=r"1 of 3 scores lie beyond \[0, 100\], 104 for one.*never clamped"):
+    with pytest.raises(ValueError, match=r"1 of 3.*\[0, 100\], 104 "):
         to_mos(np.array([50.0, 104.0, 3.0]), "linear", "higher", (0, 100))
 
 

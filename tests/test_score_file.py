@@ -22,6 +22,17 @@ ROWS = [
 ]
 
 
+SUFFIXES = pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+
+
+def column(path, name: str) -> list:
+    if path.suffix == ".parquet":
+        return pq.read_table(path)[name].to_pylist()
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file)
+        return [row[name] for row in rows]
+
+
 def write(tmp_path, name: str, **options):
     path = tmp_path / name
     write_table(path, iter(SCORED), **options)
@@ -53,16 +64,17 @@ def test_parquet(tmp_path):
     assert table.to_pylist() == [dict(zip(FIELDS, row, strict=True)) for row in ROWS]
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@SUFFIXES
 def test_reasoning_if_wanted(tmp_path, suffix):
     path = write(tmp_path, f"a.{suffix}", reasoning=True)
-    if suffix == "parquet":
-        values = pq.read_table(path)["reasoning"].to_pylist()
-    else:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file)) if suffix == "csv" else [json.loads(line) for line in file]
-        values = [row["reasoning"] or None for row in rows]
-    assert values == ["dark, “odd”", "<answer>nan</answer>", None]
+    assert [value or None for value in column(path, "reasoning")] == ["dark, “odd”", "<answer>nan</answer>", None]
+
+
+@SUFFIXES
+def test_half_of_a_surrogate_pair_is_written_as_its_number(tmp_path, suffix):
+    write_table(tmp_path / f"a.{suffix}", [ScoredImage("a.png", error="cut \ud800 off")])
+    (error,) = column(tmp_path / f"a.{suffix}", "error")
+    assert error == ("cut \ud800 off" if suffix == "jsonl" else "cut \\ud800 off")
 
 
 def test_more_rows_than_a_chunk_of_parquet(tmp_path):
@@ -72,11 +84,11 @@ def test_more_rows_than_a_chunk_of_parquet(tmp_path):
 
 
 def test_an_unknown_ending_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.txt: expected a name that ends in \.jsonl, \.csv, \.parquet"):
+    with pytest.raises(ValueError, match=r"a\.txt.*\.jsonl, \.csv, \.parquet"):
         write(tmp_path, "a.txt")
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@SUFFIXES
 def test_a_failure_leaves_the_old_file(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     path.write_text("old")
@@ -88,12 +100,3 @@ def test_a_failure_leaves_the_old_file(tmp_path, suffix):
     with pytest.raises(RuntimeError):
         write_table(path, failing())
     assert path.read_text() == "old"
-
-
-@pytest.mark.parametrize("name", ["s.jsonl", "s.csv", "s.parquet"])
-def test_half_of_a_surrogate_pair_is_written_as_its_number(tmp_path, name):
-    write_table(tmp_path / name, [ScoredImage("a.png", error="cut \ud800 off")])
-    if name.endswith("parquet"):
-        assert pq.read_table(tmp_path / name)["error"].to_pylist() == ["cut \\ud800 off"]
-    else:
-        assert "cut \\ud800 off" in (tmp_path / name).read_text("utf-8")

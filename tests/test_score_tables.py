@@ -43,16 +43,21 @@ def test_both_formats_give_the_same_table(tmp_path, name):
     assert (part.image_id, part.group, part.score.tolist()) == (("b.png", "c.png"), ("r1", "r2"), [2.5, 4.25])
 
 
-@pytest.mark.parametrize("missing", ["", "nan", "NaN", " ", "inf", "1e999"])
-def test_what_is_no_finite_score_is_unparsed(tmp_path, missing):
+@pytest.mark.parametrize("missing", ["", "nan", "NaN", " ", "inf", "1e999", "1e308", "-1e308", "123456789"])
+def test_scores_that_are_not_finite_or_absurd_are_missing(tmp_path, missing):
     path = tmp_path / "set.csv"
     path.write_text(f"image_id,score,mos\na,{missing},3\nb,2,4\n")
     (table,) = read_tables(path)
     np.testing.assert_array_equal(table.score, [math.nan, 2])
-    path = tmp_path / "set.jsonl"
-    path.write_text('\ufeff{"image_id": 7, "score": NaN, "mos": 3}\n\n{"image_id": "b", "score": null, "mos": "4"}\n')
-    (table,) = read_tables(path)
-    assert table.image_id == ("7", "b")
+    assert table.out_of_range == 0
+
+
+def test_json_scores_that_are_missing(tmp_path):
+    scores = {"7": "NaN", '"b"': "null", '"c"': "1" + "0" * 400}  # an integer beyond floats
+    lines = [f'{{"image_id": {name}, "score": {score}, "mos": "4"}}\n\n' for name, score in scores.items()]
+    (tmp_path / "set.jsonl").write_text("\ufeff" + "".join(lines))
+    (table,) = read_tables(tmp_path / "set.jsonl")
+    assert table.image_id == ("7", "b", "c")
     assert np.isnan(table.score).all()
 
 
@@ -85,15 +90,6 @@ def test_scores_out_of_range_stay_and_are_counted(tmp_path):
         row["score"] = 77
     with pytest.raises(ValueError, match=r"11 of 20 scores.*\[1, 5\].*--score-range"):
         read_tables(write(tmp_path / "set.csv", rows))
-
-
-@pytest.mark.parametrize("absurd", ["1e308", "-1e308", "123456789"])
-def test_absurd_numbers_are_no_scores(tmp_path, absurd):
-    path = tmp_path / "set.csv"
-    path.write_text(f"image_id,score,mos\na,{absurd},3\nb,2,4\n")
-    (table,) = read_tables(path)
-    np.testing.assert_array_equal(table.score, [math.nan, 2])
-    assert table.out_of_range == 0
 
 
 def test_rounding_at_the_ends_is_no_error(tmp_path):
@@ -154,13 +150,8 @@ def test_other_encodings_and_endings(tmp_path):
     assert (table.image_id, table.score.tolist()) == (("é",), [1.0])
     for encoding in ("utf-16", "latin-1"):
         (tmp_path / "set.csv").write_bytes(text.encode(encoding))
-        with pytest.raises(ValueError, match=r"set\.csv is not UTF-8"):
+        with pytest.raises(ValueError, match=r"set\.csv .*UTF-8"):
             read_tables(tmp_path / "set.csv")
-
-
-def test_an_integer_beyond_floats_is_no_score(tmp_path):
-    (tmp_path / "set.jsonl").write_text(f'{{"image_id": "a", "score": 1{"0" * 400}, "mos": 2}}\n')
-    assert np.isnan(read_tables(tmp_path / "set.jsonl")[0].score).all()
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -170,5 +161,5 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("ends", [(1, 1), (1, math.nan)])
 def test_a_range_needs_two_numbers(tmp_path, ends):
-    with pytest.raises(ValueError, match="needs two different numbers"):
+    with pytest.raises(ValueError, match=r"`score`.*1"):
         read_tables(write(tmp_path / "set.csv", ROWS), score_range=ends)

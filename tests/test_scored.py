@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from q_hawkeye_trl.question import Question
 from q_hawkeye_trl.scoring.scored import ScoredImage, score_answers
 
 
@@ -35,7 +36,7 @@ def test_what_lies_beyond_the_scale_is_clamped_and_counted():
     assert scored.rollouts == (7.0, -3.0, 2.0, 5.0, 1.0)  # as stated
     assert scored.score == pytest.approx((5 + 1 + 2 + 5 + 1) / 5)
     assert scored.clamped == 2
-    other = score_answers("a", stated("7", "50"), score_min=0, score_max=10)
+    other = score_answers("a", stated("7", "50"), Question(score_min=0, score_max=10))
     assert (other.score, other.clamped) == (8.5, 1)
 
 

@@ -9,10 +9,9 @@ from PIL import Image
 
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import content_seed, draw_sample
-from q_hawkeye_trl.evaluation.held_out import greedy_scores
+from q_hawkeye_trl.scoring import HawkeyeScorer, ImageQuality
 from q_hawkeye_trl.scoring import scorer as module
-from q_hawkeye_trl.scoring.metric import ImageQuality
-from q_hawkeye_trl.scoring.scorer import HawkeyeScorer, _batches
+from q_hawkeye_trl.scoring.scorer import _batches
 from q_hawkeye_trl.scoring.sources import MemorySource
 from tiny_models import tiny_policy
 
@@ -23,12 +22,6 @@ IMAGES = [Image.fromarray(picture) for picture in PICTURES]
 @pytest.fixture(scope="module")
 def scorer() -> HawkeyeScorer:
     return HawkeyeScorer(demo_policy_path(), max_new_tokens=32, batch_size=5)
-
-
-def test_scores_are_those_of_the_held_out_evaluation(scorer):
-    answers = scorer.answer_batch
-    expected = greedy_scores(answers.model, answers.processor, IMAGES, max_new_tokens=32, progress=False)
-    assert [each.score for each in scorer.score(IMAGES)] == pytest.approx(expected.tolist(), nan_ok=True)
 
 
 def test_scores_follow_the_quality(scorer):
@@ -88,7 +81,7 @@ def test_rollouts_give_a_spread():
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"max_new_tokens": -1}, "`max_new_tokens` must be at least 1"),
         ({"seed": -1}, "`seed` must be at least 0"),
-        ({"score_min": 5.0}, "`score_min` must be below `score_max`"),
+        ({"score_min": 5.0}, "score_min 5.0"),
         ({"backend": "tgi"}, "Unknown backend 'tgi': expected one of transformers, vllm"),
     ],
 )
@@ -104,15 +97,15 @@ def test_a_loaded_model_needs_its_processor():
 
 def test_batches_hold_like_sizes_up_to_a_count_and_a_sum_of_pixels():
     sizes = [(40, 30), (10, 10), (30, 40), (40, 30), (10, 10), (100, 100), (40, 30)]
-    sources = [MemorySource(Image.new("1", size), str(number)) for number, size in enumerate(sizes)]
+    sources = [MemorySource([Image.new("1", size)], str(number)) for number, size in enumerate(sizes)]
     assert _batches(sources, list(range(7)), 3) == [[1, 4, 2], [0, 3, 6], [5]]
     assert _batches(sources, [6, 5, 1], 8) == [[1, 6, 5]]
 
 
 def test_large_images_come_in_smaller_batches(monkeypatch):
     monkeypatch.setattr(module, "_BATCH_PIXELS", 250)
-    sources = [MemorySource(Image.new("1", (10, 10)), str(number)) for number in range(5)]
-    sources.append(MemorySource(Image.new("1", (100, 10)), "larger than a whole batch may be"))
+    sources = [MemorySource([Image.new("1", (10, 10))], str(number)) for number in range(5)]
+    sources.append(MemorySource([Image.new("1", (100, 10))], "larger than a whole batch may be"))
     assert _batches(sources, list(range(6)), 64) == [[0, 1], [2, 3], [4], [5]]
 
 
@@ -135,7 +128,7 @@ def test_no_more_than_two_batches_are_in_memory(scorer, tmp_path):
             most.append(len(alive))
             return super().load()
 
-    sources = [Source(IMAGES[number % 12], str(number)) for number in range(40)]
+    sources = [Source([IMAGES[number % 12]], str(number)) for number in range(40)]
     for number, _ in scorer.score_sources(sources):
         alive.discard(str(number))
     assert len(most) == 40
@@ -143,7 +136,7 @@ def test_no_more_than_two_batches_are_in_memory(scorer, tmp_path):
 
 
 def test_shares_of_processes_partition_the_images(scorer):
-    sources = [MemorySource(IMAGES[number % 12], str(number)) for number in range(23)]
+    sources = [MemorySource([IMAGES[number % 12]], str(number)) for number in range(23)]
     shares = [[number for number, _ in scorer.score_sources(sources, share=(rank, 3))] for rank in range(3)]
     assert sorted(number for share in shares for number in share) == list(range(23))
     assert all(shares)

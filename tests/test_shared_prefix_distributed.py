@@ -25,7 +25,7 @@ BACKENDS = {
 
 def in_two_processes(folder: Path, kind: str, options: dict) -> dict:
     result = folder / "two.pt"
-    in_processes("two_processes_sharing.py", result, kind, json.dumps(options))
+    in_processes(kind, result, json.dumps(options))
     return torch.load(result, weights_only=True)
 
 
@@ -34,7 +34,7 @@ def in_two_processes(folder: Path, kind: str, options: dict) -> dict:
 def test_two_processes_with_shared_prompts_equal_one_without(tmp_path, options, wrapper):
     whole = run(tmp_path / "one", **TRAIN)
     shared = {"shared_prefix": "on", "per_device_train_batch_size": 4}
-    halves = in_two_processes(tmp_path, "train", TRAIN | shared | options)
+    halves = in_two_processes(tmp_path, "sharing", TRAIN | shared | options)
     assert halves["world_size"] == 2
     assert halves["wrapper"] == wrapper
     for ours, theirs in zip(halves["logs"], whole.logs, strict=True):
@@ -46,6 +46,6 @@ def test_two_processes_with_shared_prompts_equal_one_without(tmp_path, options, 
 @pytest.mark.slow
 def test_sharded_parameters_give_the_gradients_of_whole_ones(tmp_path):
     options = {"shared_prefix": "on", "per_device_train_batch_size": 4}
-    seen = in_two_processes(tmp_path, "shard", options)
+    seen = in_two_processes(tmp_path, "sharding", options)
     assert seen["sharded"]["loss"] == pytest.approx(seen["whole"]["loss"], rel=1e-5)
     assert relative_difference(seen["sharded"]["gradients"], seen["whole"]["gradients"]) < 1e-5

@@ -53,7 +53,7 @@ def test_a_file_that_is_named_is_taken_whatever_its_ending(tree):
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("gone.png", "There is no file or folder"), ("*.gif", "No image file matches"), ("empty", "holds no file")],
+    [("gone.png", "There is no file or folder"), ("*.gif", "No image file matches"), ("empty", "no file")],
 )
 def test_what_is_not_there_is_an_error_that_names_it(tree, path, message):
     (tree / "empty").mkdir()
@@ -72,7 +72,7 @@ def test_a_name_that_is_no_valid_text_gets_one(tmp_path):
     Image.new("L", (4, 4)).save(path)
     (source,) = find_images([str(tmp_path)])
     assert source.name.endswith("caf\\udce9.png")
-    assert source.load().size == (4, 4)
+    assert source.load()[0].size == (4, 4)
 
 
 def rows(tmp_path, images, **columns) -> str:
@@ -93,12 +93,12 @@ def test_rows_of_a_datasets_folder(tmp_path, tree):
     folder = rows(tmp_path, images, image_id=["one", "two", "three", "four"])
     sources = find_images([folder])
     assert [source.name for source in sources] == ["one", "two", "three", "four"]
-    assert [source.pixels() for source in sources] == [(6, 4), (8, 6), (0, 0), (0, 0)]
-    assert sources[0].load().getpixel((0, 0)) == (255, 0, 0)
-    assert sources[1].load().size == (8, 6)
-    with pytest.raises(ValueError, match=r"row 2 \(three\) holds no readable image"):
+    assert [source.pixels() for source in sources] == [(6, 4), (8, 6), (0, 0), (0, 1)]
+    assert sources[0].load()[0].getpixel((0, 0)) == (255, 0, 0)
+    assert sources[1].load()[0].size == (8, 6)
+    with pytest.raises(ValueError, match=r"row 2 \(three\)"):
         sources[2].load()
-    with pytest.raises(ValueError, match="row 3, column `image`: there is no image"):
+    with pytest.raises(ValueError, match=r"row 3 \(four\)"):
         sources[3].load()
     stamps = [source.stamp() for source in sources]
     assert len(set(stamps)) == 4
@@ -131,14 +131,40 @@ def test_splits_of_a_datasets_folder(tmp_path):
         parts[name] = parts[name].add_column("image", [png("red")], feature=datasets.Image())
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "data")
     assert names([tmp_path / "data"], split="test") == ["test"]
-    with pytest.raises(ValueError, match="has the splits train, test: name one"):
+    with pytest.raises(ValueError, match="train, test"):
         find_images([str(tmp_path / "data")])
 
 
 def test_a_datasets_folder_without_images_is_an_error(tmp_path):
     datasets.Dataset.from_dict({"picture": [1]}).save_to_disk(tmp_path / "data")
-    with pytest.raises(ValueError, match="has no `image` column, but picture"):
+    with pytest.raises(ValueError, match="picture"):
         find_images([str(tmp_path / "data")])
+
+
+def test_rows_with_several_images_and_prompts_of_their_own(tmp_path):
+    prompt = [{"role": "user", "content": "Which is better?"}]
+    data = datasets.Dataset.from_dict(
+        {
+            "images": [[png("red"), png("blue")], [png("red"), None], []],
+            "prompt": [prompt] * 3,
+            "image_id": list("abc"),
+        },
+        features=datasets.Features(
+            {
+                "images": datasets.List(datasets.Image()),
+                "prompt": [{"role": datasets.Value("string"), "content": datasets.Value("string")}],
+                "image_id": datasets.Value("string"),
+            }
+        ),
+    )
+    data.save_to_disk(tmp_path / "data")
+    first, second, third = find_images([str(tmp_path / "data")])
+    assert [image.getpixel((0, 0)) for image in first.load()] == [(255, 0, 0), (0, 0, 255)]
+    assert (first.pixels(), first.prompt) == ((48, 1), prompt)
+    assert len({source.stamp() for source in (first, second, third)}) == 3
+    for source, name in ((second, r"row 1 \(b\)"), (third, r"row 2 \(c\)")):
+        with pytest.raises(ValueError, match=name):
+            source.load()
 
 
 def test_stamps_tell_a_replaced_file(tmp_path):
@@ -154,6 +180,6 @@ def test_stamps_tell_a_replaced_file(tmp_path):
 
 
 def test_an_image_in_memory():
-    source = MemorySource(Image.new("RGBA", (5, 3)), "image 0")
+    source = MemorySource([Image.new("RGBA", (5, 3))], "image 0")
     assert (source.name, source.pixels()) == ("image 0", (5, 3))
-    assert source.load().mode == "RGB"
+    assert source.load()[0].mode == "RGB"

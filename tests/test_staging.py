@@ -1,7 +1,7 @@
 """What other nodes than the main process's do with a checkpoint, on a disk of their own and on a shared one."""
 
 from q_hawkeye_trl.checkpointing.checkpoint_files import MANIFEST
-from q_hawkeye_trl.checkpointing.staging import STAGING, finish_checkpoint, take_own_share
+from q_hawkeye_trl.checkpointing.staging import STAGING, publish_checkpoint, publish_node_share
 
 
 def written(run_dir, text: str):
@@ -14,22 +14,22 @@ def written(run_dir, text: str):
 def test_a_node_with_a_disk_of_its_own_moves_its_share(tmp_path):
     for text in ("first", "written anew"):
         written(tmp_path, text)
-        take_own_share(tmp_path, "checkpoint-2")
+        publish_node_share(tmp_path, "checkpoint-2")
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
         assert (tmp_path / "checkpoint-2" / "rng_state_1.pth").read_text() == text
 
 
 def test_a_node_that_still_sees_the_moved_folder_leaves_the_whole_checkpoint(tmp_path):
     written(tmp_path, "whole")
-    finish_checkpoint(tmp_path, "checkpoint-2")
-    take_own_share(tmp_path, "checkpoint-2")
+    publish_checkpoint(tmp_path, "checkpoint-2")
+    publish_node_share(tmp_path, "checkpoint-2")
     stale = written(tmp_path, "stale")  # as a network file system's cache shows it
-    take_own_share(tmp_path, "checkpoint-2")
+    publish_node_share(tmp_path, "checkpoint-2")
     assert (tmp_path / "checkpoint-2" / "rng_state_1.pth").read_text() == "whole"
     assert (tmp_path / "checkpoint-2" / MANIFEST).is_file()
     assert stale.is_dir()
 
 
 def test_a_node_without_a_share_does_nothing(tmp_path):
-    take_own_share(tmp_path, "checkpoint-2")
+    publish_node_share(tmp_path, "checkpoint-2")
     assert not list(tmp_path.iterdir())

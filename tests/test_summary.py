@@ -39,10 +39,11 @@ def test_counts():
     summary = summarize(images)
     assert (summary.images, summary.scored, summary.unparsed, summary.broken, summary.clamped) == (10, 2, 1, 7, 2)
     text = " ".join(printed(images).split())
-    assert "10 images: 2 scored, 1 without a score in any answer, 7 unreadable, 2 answers clamped" in text
-    assert "no score: b0 is broken" in text
-    assert "and 2 more with an error" in text
+    assert all(part in text for part in ("10 images: 2 scored", "1 without", "7 unreadable", "2 answers clamped"))
+    assert "b4 is broken" in text
+    assert "b5 is broken" not in text
     assert "1 image: 1 scored\n" in printed([scored(0, 3.0)])
+    assert "0 images: 0 scored" in printed([])
 
 
 def test_few_images_are_listed_once_and_many_by_their_extremes():
@@ -52,18 +53,10 @@ def test_few_images_are_listed_once_and_many_by_their_extremes():
     assert [tied.index(f"{number}.png") for number in range(10)] == sorted(tied.index(f"{n}.png") for n in range(10))
     assert few.index("8.png") < few.index("0.png")
     many = printed([scored(number, 1 + number / 10, spread=number % 7) for number in range(40)])
-    assert "39.png" in many
-    assert "0.png" in many
-    assert "6.png" in many  # spread 6
+    assert all(word in many for word in ("39.png", "0.png", "6.png", "best", "worst", "least certain"))
     assert "17.png" not in many
-    assert all(heading in many for heading in ("best", "worst", "least certain"))
     greedy = printed([scored(number, 1 + number / 10) for number in range(40)])
     assert "least certain" not in greedy
-
-
-def test_nothing_at_all():
-    assert summarize([]).images == 0
-    assert "0 images: 0 scored" in printed([])
 
 
 def test_markup_and_control_characters_are_shown_and_not_obeyed():
@@ -71,8 +64,6 @@ def test_markup_and_control_characters_are_shown_and_not_obeyed():
     text = printed(
         [score_answers("[bold]x[/bold]\x1b[31m.png", answers), ScoredImage("e", error="[link=x]\x1b]0;t\x07")]
     )
-    assert "\x1b" not in text
-    assert "\x07" not in text
+    assert not {"\x1b", "\x07"} & set(text)
     assert "[bold]x[/bold]" in text.replace("\n", "")
-    assert "[red]no[/red] [/oops]" in text
-    assert "[link=x]" in text
+    assert all(markup in text for markup in ("[red]no[/red] [/oops]", "[link=x]"))

@@ -16,11 +16,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from q_hawkeye_trl.data.koniq import load_koniq
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
+from q_hawkeye_trl.train import command
+from q_hawkeye_trl.train.arguments import parse_arguments
+from q_hawkeye_trl.train.run_folder import prepare_run_folder
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_koniq.py"
 TINY = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--max_steps", "2", "--bf16", "false"]
-TINY += ["--use_cpu", "true", "--held_out_images", "6"]
+TINY += ["--use_cpu", "true", "--held_out_images", "6", "--cpu_threads", "1"]
 FIGURES = {"srcc_sampled", "plcc_sampled", "srcc_greedy", "plcc_greedy", "parse_rate", "spread"}
 
 
@@ -60,7 +63,7 @@ def test_default_recipe_trains_and_leaves_its_files(koniq_folder, tmp_path, monk
     assert AutoProcessor.from_pretrained(out).tokenizer.eos_token_id == model.generation_config.eos_token_id
 
 
-def test_resume_takes_the_last_whole_checkpoint_and_ends_like_an_unbroken_run(koniq_folder, tmp_path, monkeypatch):
+def test_resume_takes_the_last_complete_checkpoint_and_ends_like_an_unbroken_run(koniq_folder, tmp_path, monkeypatch):
     options = ["--data_dir", koniq_folder, *TINY, "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "3"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_script(monkeypatch, "--output_dir", whole, *options)
@@ -216,7 +219,7 @@ ERRORS = {
     "unknown reward parameter": (["--reward_parameters", '{"accuracy": {"sigma": 1}}'], "sigma.*tau"),
     "missing folder": (["--data_dir", "nowhere/koniq10k"], "nowhere/koniq10k"),
     "two sources": (["--dataset", "here"], "data_dir and dataset are both given"),
-    "no checkpoint": (["--resume_from_checkpoint", "true"], "no whole checkpoint"),
+    "no checkpoint": (["--resume_from_checkpoint", "true"], "no complete checkpoint"),
     "another scale than the prompt's": (["--score_max", "100"], "score_max 100 are not the scale"),
     "unknown scale": (["--mos_scale", "percent"], "percent.*deqa"),
 }
@@ -230,16 +233,11 @@ def test_bad_arguments(koniq_folder, tmp_path, monkeypatch, arguments, message):
 
 def test_the_processor_is_of_the_models_revision(tmp_path, monkeypatch):
     words = ["--model_name_or_path", "some/model", "--model_revision", "v2", "--output_dir", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
-    script = runpy.run_path(str(SCRIPT))
-    script_args, args, model_args, _ = script["parse_arguments"]()
     asked = {}
-    functions = script["build_trainer"].__globals__
-    monkeypatch.setitem(
-        functions, "AutoProcessor", SimpleNamespace(from_pretrained=lambda *name, **of: asked.update(of))
-    )
-    monkeypatch.setitem(functions, "HawkeyeGRPOTrainer", lambda **given: given)
-    given = script["build_trainer"](script_args, args, model_args, None, None)
+    processors = SimpleNamespace(from_pretrained=lambda *name, **of: asked.update(of))
+    monkeypatch.setattr(command, "AutoProcessor", processors)
+    monkeypatch.setattr(command, "HawkeyeGRPOTrainer", lambda **given: given)
+    given = command.build_trainer(parse_arguments(words), None, None)
     assert asked["revision"] == given["args"].model_init_kwargs["revision"] == "v2"
 
 
@@ -274,14 +272,16 @@ def test_a_finished_run_is_overwritten_by_no_form_of_resuming(koniq_folder, tmp_
     assert (tmp_path / "summary.json").read_text() == "precious"
 
 
-def test_a_checkpoint_belongs_to_its_run_however_the_paths_are_written(tmp_path, monkeypatch):
-    lies_in = runpy.run_path(str(SCRIPT))["lies_in"]
+@pytest.mark.parametrize("folder", ["run", "{}/run"])
+@pytest.mark.parametrize("checkpoint", ["run/checkpoint-1", "{}/run/checkpoint-1", "other/../run/checkpoint-1"])
+def test_a_checkpoint_belongs_to_its_run_however_the_paths_are_written(tmp_path, monkeypatch, folder, checkpoint):
     monkeypatch.chdir(tmp_path)
-    for checkpoint in ("run/checkpoint-1", tmp_path / "run/checkpoint-1", "other/../run/checkpoint-1"):
-        assert lies_in(str(checkpoint), "run")
-        assert lies_in(str(checkpoint), str(tmp_path / "run"))
-    for checkpoint in ("runs/checkpoint-1", "run", None):
-        assert not lies_in(checkpoint, "run")
+    for name in ("run/checkpoint-1", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    checkpoint = checkpoint.format(tmp_path)
+    args = SimpleNamespace(output_dir=folder.format(tmp_path), resume_from_checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="checkpoint-1 is not a complete checkpoint"):  # and not: the folder is taken
+        prepare_run_folder(args, numbered=False)
 
 
 def test_unknown_key_of_a_recipe(koniq_folder, tmp_path, monkeypatch):
@@ -305,9 +305,9 @@ def test_folder_that_cannot_be_written_to(koniq_folder, tmp_path, monkeypatch):
 
 
 def test_accelerate_launch(koniq_folder, tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPT), "--data_dir", str(koniq_folder)]
-    command += ["--output_dir", str(tmp_path / "run"), *TINY, "--max_steps", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    words = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPT), "--data_dir", str(koniq_folder)]
+    words += ["--output_dir", str(tmp_path / "run"), *TINY, "--max_steps", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "SRCC, sampled" in done.stdout
     assert (tmp_path / "run" / "summary.json").is_file()

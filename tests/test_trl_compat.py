@@ -16,8 +16,8 @@ from harness import OFF, build_trainer, largest_difference, run
 from q_hawkeye_trl import trl_compat
 from q_hawkeye_trl.checkpointing.checkpoint_files import MANIFEST
 from q_hawkeye_trl.checkpointing.exact_resume import ExactResumeMixin
+from q_hawkeye_trl.hawkeye_method import HawkeyeMethodTrainer
 from q_hawkeye_trl.shared_prefix.shared_prompt import SharedPromptMixin
-from q_hawkeye_trl.trainer import HawkeyeMethodTrainer
 from q_hawkeye_trl.trl_compat import EXACT_RESUME, GENERATION, GRADIENT_CHECK, HOOKS, METHOD, PROMPT_SHARING
 
 
@@ -121,5 +121,5 @@ def test_a_changed_generation_switches_sharing_off(tmp_path):
 
 
 def test_a_method_that_is_gone_counts_as_changed():
-    with mock.patch.dict(HOOKS[EXACT_RESUME], {"_no_such_method": ()}):
+    with mock.patch.dict(HOOKS[EXACT_RESUME], {"_no_such_method": ""}):
         assert "_no_such_method" in trl_compat.changed_hooks(EXACT_RESUME)

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback
 
 from harness import build_trainer, largest_difference, run
+from launch import in_processes
 from q_hawkeye_trl.demo.policy import demo_policy_path
 from q_hawkeye_trl.demo.synthetic import content_seed, draw_sample
-from q_hawkeye_trl.evaluation import sharded, validation
+from q_hawkeye_trl.evaluation import validation
 from q_hawkeye_trl.evaluation.held_out import evaluate_held_out
 from q_hawkeye_trl.evaluation.validation import Validation
 from q_hawkeye_trl.text import quality_messages
+from q_hawkeye_trl.trl_compat import mode
 
 TESTS = Path(__file__).parent
 KEYS = {"srcc_sampled", "plcc_sampled", "srcc_greedy", "plcc_greedy", "parse_rate", "spread"}
@@ -217,13 +216,13 @@ def test_metrics_of_training_wait_for_their_own_log(tmp_path, images, monkeypatc
     rewards = []
     plain = trainer._add_metrics
     monkeypatch.setattr(
-        trainer, "_add_metrics", lambda mode, new: (rewards.append((mode, new.get("scores/spread"))), plain(mode, new))
+        trainer, "_add_metrics", lambda new: (rewards.append((mode(trainer), new.get("scores/spread"))), plain(new))
     )
     trainer.train()
     for line in evaluations(trainer):
         assert not {"reward", "scores/spread"} & line.keys()
     (line,) = [line for line in trainer.state.log_history if "loss" in line]
-    spreads = [value for mode, value in rewards if mode == "train" and value is not None]
+    spreads = [value for phase, value in rewards if phase == "train" and value is not None]
     assert len(spreads) == 2
     assert line["scores/spread"] == pytest.approx(sum(spreads) / 2)
 
@@ -267,48 +266,40 @@ def test_the_shares_of_the_ranks_are_put_together(monkeypatch, count, ranks):
     rows = Dataset.from_dict({"prompt": ["p"] * count, "image": list(range(count)), "mos": list(range(count))})
     calls, gathered, measured = [], [], []
 
-    def sampled(model, processor, images, *, numbers, passes, **options):
-        calls.append(list(numbers))
-        assert list(images) == list(numbers)
+    def scores(answers, conversations, **options):
+        numbers = conversations.numbers
+        if answers.rollouts is None:
+            return np.array([numbers]) * 2.0
+        calls.append(numbers)
         # what fills up a share would be seen
         seen = [number if number % ranks == len(gathered) % ranks else 99 for number in numbers]
-        return np.array([seen] * passes, dtype=float)
+        return np.array([seen] * answers.rollouts, dtype=float)
 
-    monkeypatch.setattr(sharded, "sampled_scores", sampled)
-    monkeypatch.setattr(sharded, "greedy_scores", lambda model, processor, images, **options: np.array(images) * 2.0)
-    monkeypatch.setattr(sharded, "unwrap_model_for_generation", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(sharded, "gather_object", lambda share: gathered.append(share[0]) or list(gathered))
-    monkeypatch.setattr(sharded, "held_out_metrics", lambda *given, **__: measured.append(given))
+    monkeypatch.setattr(
+        validation, "PolicyAnswers", lambda *_, rollouts=None, **__: SimpleNamespace(rollouts=rollouts)
+    )
+    monkeypatch.setattr(validation, "answer_scores", scores)
+    monkeypatch.setattr(validation, "unwrap_model_for_generation", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(validation, "gather_object", lambda share: gathered.append(share[0]) or list(gathered))
+    monkeypatch.setattr(validation, "held_out_metrics", lambda mos, **given: measured.append((mos, given)))
     for rank in range(ranks):
         accelerator = SimpleNamespace(process_index=rank, num_processes=ranks, is_main_process=rank == 0)
         args = SimpleNamespace(
-            score_min=1, score_max=5, ds3_gather_for_generation=True, gradient_checkpointing_kwargs=None
+            prompt=None, score_min=1, score_max=5, ds3_gather_for_generation=True, gradient_checkpointing_kwargs=None
         )
-        trainer = SimpleNamespace(
-            accelerator=accelerator, args=args, model_wrapped=None, processing_class=None, max_completion_length=8
-        )
-        sharded.evaluate_sharded(trainer, rows, batch_size=2, passes=2)
+        names = ("model_wrapped", "processing_class", "score_fn")
+        trainer = SimpleNamespace(accelerator=accelerator, args=args, max_completion_length=8, **dict.fromkeys(names))
+        validation.evaluate_sharded(trainer, rows, batch_size=2, passes=2)
     assert {len(own) for own in calls} == {-(-count // ranks)}
     assert set().union(*calls) == set(range(count))
-    sampled_all, greedy_all, mos = measured[-1]
-    assert sampled_all.tolist() == [list(range(count))] * 2
-    assert greedy_all.tolist() == [2 * number for number in range(count)]
+    mos, given = measured[-1]
+    assert given["sampled"].tolist() == [list(range(count))] * 2
+    assert given["greedy"].tolist() == [2 * number for number in range(count)]
     assert mos.tolist() == list(range(count))
 
 
 def validate_in_two_processes(folder: Path, *words: object) -> list[dict]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    done = subprocess.run(
-        [*command, str(TESTS / "two_processes_validation.py"), str(folder), *map(str, words)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_processes("validation", folder, *words)
     seen = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert [each["world_size"] for each in seen] == [2, 2]
     for name in KEYS:

@@ -14,12 +14,12 @@ from scipy import stats
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import q_hawkeye_trl.degraded_batch as degraded_batch
-import q_hawkeye_trl.trainer as trainer_module
+import q_hawkeye_trl.hawkeye_method as trainer_module
 from harness import ON, build_trainer, largest_difference, relative_difference, run
 from launch import in_processes
 from q_hawkeye_trl.data.degradations import degraded_views, pixel_hash
 from q_hawkeye_trl.evaluation.held_out import evaluate_held_out
-from q_hawkeye_trl.evaluation.sharded import evaluate_sharded
+from q_hawkeye_trl.evaluation.validation import evaluate_sharded
 from tiny_models import tiny_dataset
 
 CONFIG = {
@@ -234,7 +234,7 @@ def number_of(text: str) -> float | None:
     return None if value == 7 else value - 6.0
 
 
-SHARDED = {"batch_size": 3, "passes": 3, "seed": 5, "score_fn": number_of, "progress": False}
+SHARDED = {"batch_size": 3, "passes": 3, "seed": 5, "progress": False}
 SCALE = {"score_min": 0.0, "score_max": 10.0}
 WHOLE_GROUPS = {
     "optim": "sgd",
@@ -259,6 +259,7 @@ def evaluate_alone(trainer, rows) -> dict[str, float]:
         rows["mos"],
         prompts=rows["prompt"],
         max_new_tokens=7,
+        score_fn=number_of,
         **SHARDED,
         **SCALE,
     )
@@ -266,6 +267,7 @@ def evaluate_alone(trainer, rows) -> dict[str, float]:
 
 def test_sharded_figures_of_one_process_are_the_held_out_figures(tmp_path):
     trainer, rows = build_trainer(tmp_path, max_completion_length=7, **SCALE), held_out_rows()
+    trainer.score_fn = number_of
     figures = evaluate_sharded(trainer, rows, **SHARDED)
     assert figures == pytest.approx(evaluate_alone(trainer, rows), nan_ok=False)
     assert 0 < figures["parse_rate"] < 1 or figures["spread"] > 0
@@ -274,7 +276,7 @@ def test_sharded_figures_of_one_process_are_the_held_out_figures(tmp_path):
 def observed_step(folder: Path, **options) -> dict:
     """One step with scripted rollouts: this rank's advantages, its gradients and logs, then the held-out figures."""
     seen: dict = {}
-    generate = trainer_module.HawkeyeGRPOTrainer._generate_and_score_completions
+    generate = trainer_module.HawkeyeMethodTrainer._generate_and_score_completions
 
     def observed(self, inputs):
         output = generate(self, inputs)
@@ -282,9 +284,10 @@ def observed_step(folder: Path, **options) -> dict:
         return output
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(trainer_module.HawkeyeGRPOTrainer, "_generate_and_score_completions", observed)
+        monkeypatch.setattr(trainer_module.HawkeyeMethodTrainer, "_generate_and_score_completions", observed)
         done = run(folder, **ON, **WHOLE_GROUPS, **SCALE, **options)
     seen["gradients"] = done.gradients[0]
+    done.trainer.score_fn = number_of
     seen["figures"] = evaluate_sharded(done.trainer, held_out_rows(), **SHARDED)
     seen["logs"] = done.logs[0] if done.logs else {}
     seen["trainer"] = done.trainer
@@ -307,7 +310,7 @@ LOGGED = (
 
 def test_two_ranks_with_a_group_each_equal_one_process(tmp_path):
     alone = observed_step(tmp_path / "alone")
-    in_processes("two_processes_wiring.py", tmp_path)
+    in_processes("wiring", tmp_path)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
     weights = [rank["advantages"].abs().max() for rank in ranks]

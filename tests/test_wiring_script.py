@@ -1,6 +1,5 @@
 """The training script hands on what the user says."""
 
-import math
 import runpy
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import yaml
 from PIL import Image
 
 import q_hawkeye_trl
-from q_hawkeye_trl import HawkeyeGRPOConfig
 from q_hawkeye_trl.demo import synthetic
 
 ROOT = Path(__file__).parents[1]
@@ -42,16 +40,6 @@ def built(tmp_path, monkeypatch):
         return seen
 
     return build
-
-
-def test_rewards_are_on_the_scale_of_the_config():
-    script = runpy.run_path(str(SCRIPT))
-    arguments = script["ScriptArguments"](rewards=["accuracy", "format"])
-    config = HawkeyeGRPOConfig(output_dir="unused", bf16=False, use_cpu=True, score_min=0.0, score_max=10.0)
-    accuracy, _ = script["build_rewards"](arguments, config)
-    completions = ["<think>good</think><answer>8.5</answer>", "<think>bad</think><answer>0</answer>"]
-    # the mean opinion scores 8 and 0.3 lie outside of the default scale from 1 to 5
-    assert accuracy(completions=completions, mos=[8.0, 0.3]) == pytest.approx([math.exp(-0.5 / 0.3), math.exp(-1)])
 
 
 @pytest.mark.parametrize("max_pixels", [None, 4000])

@@ -1,4 +1,4 @@
-"""Checks at construction: data and TRL features with which the method could not work, refused by name."""
+"""Checks at construction: refuse datasets and TRL features that the method can't work with."""
 
 import math
 import numbers
@@ -12,18 +12,10 @@ _OFF = "set perception_gamma and entropy_degraded_coef to 0 to train without it"
 
 def check_dataset(dataset: Any, args: HawkeyeGRPOConfig) -> None:
     """
-    Checks the columns that the method reads. Datasets without random access are checked as far as their columns are
-    known.
+    Raise `ValueError` if image columns don't fit together, images are missing though the perception loss needs them,
+    or a MOS is not on the scale.
 
-    Args:
-        dataset (`Dataset`, `IterableDataset`, a dict of such, or `None`):
-            Training or evaluation data.
-        args ([`HawkeyeGRPOConfig`]):
-            Configuration.
-
-    Raises:
-        `ValueError`: Images are missing although the perception loss is on, an image column and its degraded twin do
-        not belong together, or a MOS is missing or outside of the scale.
+    Datasets without random access are checked by their column names, if known.
     """
     if isinstance(dataset, dict):
         for part in dataset.values():
@@ -38,20 +30,7 @@ def check_dataset(dataset: Any, args: HawkeyeGRPOConfig) -> None:
 
 
 def check_mos(values: Any, score_min: float, score_max: float) -> None:
-    """
-    Checks that every mean opinion score lies on the scale.
-
-    Args:
-        values (iterable of `float` or `None`):
-            Scores in the order of the rows.
-        score_min (`float`):
-            Lower end of the scale.
-        score_max (`float`):
-            Upper end of the scale.
-
-    Raises:
-        `ValueError`: A score is missing, NaN or outside of the scale; the message names the row.
-    """
+    """Raise `ValueError`, with the row, for a mean opinion score that is missing, NaN or outside of the scale."""
     for row, value in enumerate(values):
         if (
             not isinstance(value, numbers.Real)
@@ -59,25 +38,27 @@ def check_mos(values: Any, score_min: float, score_max: float) -> None:
             or not score_min <= float(value) <= score_max
         ):
             raise ValueError(
-                f"mos of row {row} is {value!r}, expected a number in [{score_min}, {score_max}]; bring it to that "
-                "scale (it is never clamped), or set score_min and score_max to the scale of the data."
+                f"mos of row {row} is {value!r}, expected a number in [{score_min}, {score_max}]; set score_min "
+                "and score_max to the range of your labels, or rescale the labels (they are never clamped)."
             )
 
 
 def _check_images(dataset: Any, columns: list[str], args: HawkeyeGRPOConfig) -> None:
     if {"image", "images"} <= set(columns):
-        raise ValueError("The dataset has both an image and an images column; keep one (images for several a prompt).")
+        raise ValueError(
+            "The dataset has both an image and an images column; keep one (images for several per prompt)."
+        )
     if {"degraded_image", "degraded_images"} <= set(columns):
         raise ValueError("The dataset has both a degraded_image and a degraded_images column; keep one.")
     for single, several in (("image", "degraded_images"), ("images", "degraded_image")):
         if {single, several} <= set(columns):
             raise ValueError(
-                f"The dataset has the columns {single} and {several}, which don't belong together; name the second "
-                f"degraded_{single}."
+                f"The dataset has the columns {single} and {several}, which don't fit together; rename "
+                f"{several} to degraded_{single}."
             )
     if not args.uses_degraded_view or {"image", "images"} & set(columns):
         return
-    if hasattr(dataset, "__getitem__") and len(dataset) and _holds_image(dataset[0].get("prompt")):
+    if hasattr(dataset, "__getitem__") and len(dataset) and prompt_shows_image(dataset[0].get("prompt")):
         return
     raise ValueError(
         f"The perception loss needs images, but the dataset's columns are {', '.join(columns)}; add an image or "
@@ -85,24 +66,14 @@ def _check_images(dataset: Any, columns: list[str], args: HawkeyeGRPOConfig) -> 
     )
 
 
-def _holds_image(prompt: Any) -> bool:
-    if not isinstance(prompt, list):
-        return False
-    contents = (message.get("content") for message in prompt)
+def prompt_shows_image(prompt: Any) -> bool:
+    """Tell whether a conversation has an image block."""
+    contents = [message.get("content") for message in prompt] if isinstance(prompt, list) else []
     return any(isinstance(c, list) and any(block.get("type") == "image" for block in c) for c in contents)
 
 
 def check_compatible(trainer: Any) -> None:
-    """
-    Checks a constructed trainer for TRL features that can't be combined with the perception terms.
-
-    Args:
-        trainer ([`HawkeyeGRPOTrainer`]):
-            Trainer, after TRL has set it up.
-
-    Raises:
-        `ValueError`: The combination is not supported; the message names both sides.
-    """
+    """Raise `ValueError` if a constructed trainer combines the perception terms with unsupported features of TRL."""
     args = trainer.args
     if args.uses_perception_terms and trainer.loss_type not in LOSS_TYPES:
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from trl import GRPOConfig
 
 from .data.degradations import parse_degradation
+from .question import Question
 
 RELEASE_DEGRADATIONS = ("gaussian_noise", "gaussian_blur", "jpeg", "darken")
 
@@ -46,12 +47,20 @@ class HawkeyeGRPOConfig(GRPOConfig):
     where the rollouts share their prompt.
 
     Parameters:
-        > Parameters that control the reading of scores
+        > Parameters that control the question, which is saved with the model (`quality_task.json`)
 
+        prompt (`str`, *optional*):
+            Question to ask for every row, in place of the `prompt` column. By default the rows bring their own.
         score_min (`float`, *optional*, defaults to `1.0`):
             Lower end of the scale on which the policy answers and `mos` is given.
         score_max (`float`, *optional*, defaults to `5.0`):
             Upper end of that scale.
+        score_parser (`str`, *optional*, defaults to `"number"`):
+            How the score of an answer is read: `"number"` is `<answer>3.75</answer>`, `"boxed"` is `\\boxed{80}`,
+            `"module:function"` is a function from text to `float` or `None`.
+        max_pixels (`int`, *optional*):
+            Largest image, in pixels, that the model sees; larger ones are downscaled. It applies to the processor that
+            the trainer loads; a `processing_class` of your own needs the same limit.
 
         > Parameters that control the uncertainty weighting (Q-Hawkeye, uncertainty-aware dynamic optimization)
 
@@ -110,10 +119,20 @@ class HawkeyeGRPOConfig(GRPOConfig):
             where they don't, `"off"` runs a row for each rollout, as TRL does (docs/performance.md).
     """
 
+    prompt: str | None = field(
+        default=None, metadata={"help": "Question to ask for every row, in place of the prompt column."}
+    )
     score_min: float = field(
         default=1.0, metadata={"help": "Lower end of the scale on which the policy answers and `mos` is given."}
     )
     score_max: float = field(default=5.0, metadata={"help": "Upper end of that scale."})
+    score_parser: str = field(
+        default="number",
+        metadata={"help": "How scores are read: number (<answer>3.75</answer>), boxed, or module:function."},
+    )
+    max_pixels: int | None = field(
+        default=None, metadata={"help": "Largest image, in pixels, that the model sees; larger ones are downscaled."}
+    )
 
     uncertainty_alpha: float = field(
         default=0.2,
@@ -192,6 +211,11 @@ class HawkeyeGRPOConfig(GRPOConfig):
         self._check_combinations()
 
     @property
+    def question(self) -> Question:
+        """What the policy is asked; its prompt is `None` if the rows bring their own."""
+        return Question(self.prompt, self.score_min, self.score_max, self.score_parser, self.max_pixels)
+
+    @property
     def uses_degraded_view(self) -> bool:
         """Whether a second forward under the degraded image takes place at all."""
         return self.perception_gamma > 0 or self.entropy_degraded_coef > 0
@@ -215,8 +239,9 @@ class HawkeyeGRPOConfig(GRPOConfig):
         if not (math.isfinite(self.perception_kl_clip) and self.perception_kl_clip > 0):
             raise ValueError(f"perception_kl_clip is {self.perception_kl_clip}; it must be a finite number above 0.")
         scale = (self.score_min, self.score_max)
-        if not (all(map(math.isfinite, scale)) and self.score_min < self.score_max):
-            raise ValueError(f"score_min {scale[0]} must lie below score_max {scale[1]}, both finite.")
+        if not all(map(math.isfinite, scale)):
+            raise ValueError(f"score_min {scale[0]} and score_max {scale[1]} must be finite.")
+        _ = self.question.parse  # its own checks; an unknown function is an error now, not after the first batch
         if self.uncertainty_weighting == "linear" and self.uncertainty_alpha > 1:
             raise ValueError(
                 f"uncertainty_alpha is {self.uncertainty_alpha}, but the linear weight 1 - alpha u would turn "

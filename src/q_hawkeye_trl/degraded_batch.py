@@ -1,4 +1,4 @@
-"""The degraded twin of a TRL batch: images in, the twin's `pixel_values` out, one entry a row."""
+"""The degraded twin of a TRL batch: its `pixel_values`, one entry a row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,19 +19,9 @@ _LAYOUT_KEYS = ("image_grid_thw", "pixel_attention_mask", "spatial_shapes", "ima
 
 def given_degraded_images(example: dict[str, Any], originals: Sequence[Image.Image]) -> list[Image.Image] | None:
     """
-    Returns the degraded images that a dataset row brings along.
+    Return the degraded images of a dataset row, `None` if it has none.
 
-    Args:
-        example (`dict`):
-            Row with a `degraded_image` or `degraded_images` column, which may be empty (`None` or an empty list).
-        originals (`Sequence[PIL.Image.Image]`):
-            The row's images.
-
-    Returns:
-        `list[PIL.Image.Image]` or `None`: `None` where the row has no degraded view.
-
-    Raises:
-        `ValueError`: Not one degraded image for each original, or of another size.
+    Raises `ValueError` if they are not one for each original, of the same size.
     """
     degraded = example.get("degraded_images")
     if degraded is None:
@@ -50,19 +40,10 @@ def given_degraded_images(example: dict[str, Any], originals: Sequence[Image.Ima
 
 def at_model_size(image: Image.Image, processing_class: ProcessorMixin, grid: torch.Tensor | None) -> Image.Image:
     """
-    Brings an image to the resolution at which the model sees it: degrading a larger one would be undone in part by
-    the resize (noise averages away). Tiling processors and those that only bound one edge get the image as it is.
+    Resize an image to the resolution at which the model reads it: resizing after a degradation would partly undo it.
 
-    Args:
-        image (`PIL.Image.Image`):
-            Original image.
-        processing_class ([`~transformers.ProcessorMixin`]):
-            The model's processor.
-        grid (`torch.Tensor` of shape `(3,)` or `None`):
-            The image's patch grid (time, height, width), in patches, where the model has one (the Qwen-VL family).
-
-    Returns:
-        `PIL.Image.Image`
+    `grid` is the image's patch grid (time, height, width), if the model has one (the Qwen-VL family). Images of tiling
+    processors, and of those that only bound one edge, are returned as they are.
     """
     processor = processing_class.image_processor
     if grid is not None:
@@ -71,8 +52,8 @@ def at_model_size(image: Image.Image, processing_class: ProcessorMixin, grid: to
         return image
     else:
         size = (processor.size["width"], processor.size["height"])
-    image = to_rgb(image)  # a palette would be resized by nearest neighbours
-    # with the processor's own filter: another one would change the image before any degradation does
+    image = to_rgb(image)  # Pillow resizes palettes by nearest neighbours
+    # with the processor's own filter, which must not add a difference of its own
     return image if image.size == size else image.resize(size, processor.resample)
 
 
@@ -88,7 +69,7 @@ def degraded_pixel_values(
     tools: list | None = None,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """
-    Builds the degraded twin of a generation batch. Rows that show the same images share one view and one tensor.
+    Build the degraded twin of a generation batch. Rows that show the same images share one view and one tensor.
 
     Args:
         examples (`Sequence[dict]`):
@@ -98,20 +79,18 @@ def degraded_pixel_values(
         processing_class ([`~transformers.ProcessorMixin`]):
             The model's processor; it is called as TRL calls it for the originals.
         degradations (`Sequence[str]` or `None`):
-            Kinds to draw a view from, or `None` when the rows bring their own.
+            Kinds to draw a view from, or `None` if the rows have their own.
         degradation_seed (`int`):
             Seed of the draw.
         epoch (`int`):
-            Whole epochs done; every epoch draws anew.
-        chat_template_kwargs (`dict`, *optional*):
-            Passed on to the chat template.
-        tools (`list`, *optional*):
-            Passed on to the chat template.
+            Number of completed epochs; each epoch has another seed.
+        chat_template_kwargs (`dict`, *optional*), tools (`list`, *optional*):
+            Passed to the chat template.
 
     Returns:
         `tuple[list[torch.Tensor], torch.Tensor]`: For each of the B rows its slice of `pixel_values`, of the same
-        shape as the original's (the original's own where the row has no degraded view), and a `(B,)` bool tensor that
-        says which rows have one.
+        shape as the original's (the original's own if the row has no degraded view), and a `(B,)` bool tensor of the
+        rows that have one.
 
     Raises:
         `ValueError`: A degraded image does not have the layout (size, patch grid, tiles) of its original.
@@ -122,14 +101,14 @@ def degraded_pixel_values(
     views: list[tuple[int, list[dict], list[Image.Image]]] = []
     pixels: list[int | None] = []
     has_view: list[bool] = []
-    hashes: dict[int, str] = {}  # by the image's identity: the rollouts of a group share theirs
+    hashes: dict[int, str] = {}  # by the image's identity, which the rollouts of a group share
     for row, example in enumerate(examples):
         messages = with_images(example)
         images = message_images(messages)
         if len(images) != batch["num_images"][row]:
             raise ValueError(
-                f"The prompt of row {row} has {len(images)} images, but TRL sees {batch['num_images'][row]}: images "
-                "that tools or rollouts add can't be paired; set perception_gamma and entropy_degraded_coef to 0."
+                f"The prompt of row {row} has {len(images)} images, but TRL has {batch['num_images'][row]}: images of "
+                "tools or rollouts can't be paired; set perception_gamma and entropy_degraded_coef to 0."
             )
         given = given_degraded_images(example, images) if degradations is None else None
         has_view.append(bool(images) and (given is not None or degradations is not None))
@@ -146,7 +125,7 @@ def degraded_pixel_values(
                 sized = [at_model_size(im, processing_class, g) for im, g in zip(images, grids[row], strict=True)]
                 given, _ = degraded_views(sized, degradations, degradation_seed=degradation_seed, epoch=epoch)
             kept[key] = len(views)
-            # a row without a view goes along with its own images, so that padding over the batch stays TRL's
+            # a row without a view is processed with its own images, so that padding over the batch equals TRL's
             views.append((row, messages, given or images))
         pixels.append(kept[key])
 
@@ -156,7 +135,7 @@ def degraded_pixel_values(
 
 
 def _process_views(views, batch, processing_class, original_rows, chat_template_kwargs, tools) -> list[torch.Tensor]:
-    """Runs the processor over the distinct views and checks their layout against the originals'."""
+    """Run the processor over the distinct views and check that their layout is the originals'."""
     if not views:
         return []
     texts = [
@@ -176,14 +155,14 @@ def _process_views(views, batch, processing_class, original_rows, chat_template_
             same = ours.shape == theirs.shape and (key == "pixel_values" or torch.equal(ours.to(theirs), theirs))
             if not same:
                 raise ValueError(
-                    f"The degraded view of row {row} has another {key} than its original ({tuple(ours.shape)} against "
-                    f"{tuple(theirs.shape)}): both need the same pixel size after the processor."
+                    f"The degraded view of row {row} has another {key} than its original, {tuple(ours.shape)} instead "
+                    f"of {tuple(theirs.shape)}: both need the same pixel size after the processor."
                 )
     return [pixels.to(device=reference.device, dtype=reference.dtype) for pixels in rows["pixel_values"]]
 
 
 def _split_rows(batch: dict[str, Any], num_images: list[int]) -> dict[str, list[torch.Tensor]]:
-    """Cuts the image tensors of a batch into one slice a row, along TRL's own boundaries."""
+    """Split the image tensors of a batch into one slice a row, at TRL's own boundaries."""
     tensors = {key: batch[key] for key in ("pixel_values", "num_tiles", *_LAYOUT_KEYS) if key in batch}
     split = split_pixel_values_by_grid({**tensors, "num_images": num_images})
     rows = {}
@@ -205,7 +184,7 @@ def _texts_only(messages: list[dict]) -> list:
 
 
 def _is_tiling(processing_class: ProcessorMixin) -> bool:
-    # The defaults of the processor outrank its image processor's: InternVL's turn tiling on this way.
+    # The processor's defaults override its image processor's: InternVL's turn tiling on.
     defaults = getattr(processing_class, "images_kwargs", {})
     names = ("do_image_splitting", "crop_to_patches")
     return any(defaults.get(name, getattr(processing_class.image_processor, name, False)) for name in names)

@@ -1,20 +1,21 @@
-"""What ends a training run on purpose: errors that say what happened and how to go on."""
+"""Errors that end a training run and say how to resume."""
 
 import signal
 
 
 class TrainingError(RuntimeError):
-    """The run can't go on: a loss or gradient that is no number, or a reward function that failed."""
+    """The run can't continue: a loss or gradient is not finite, or a reward function failed."""
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint could not be written, for example because the disk is full; those from before are untouched."""
+    """A checkpoint could not be written, for example on a full disk. Earlier checkpoints are intact."""
 
 
 class TrainingInterrupted(SystemExit):
     """
-    A signal ended the run after a checkpoint was saved. Uncaught it ends the process with the status that a shell
-    reports for the signal, 128 plus its number: 143 for SIGTERM.
+    A signal ended the run after a checkpoint was saved.
+
+    Uncaught, it ends the process with the status that a shell reports for the signal: 143 (128 + 15) for SIGTERM.
 
     Args:
         signal_number (`int`):
@@ -32,4 +33,4 @@ class TrainingInterrupted(SystemExit):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.signal.name} came; the run stops after step {self.step}. {self.hint}"
+        return f"Received {self.signal.name}; the run stopped after step {self.step}. {self.hint}"

@@ -15,47 +15,27 @@ from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
 from trl.trainer.utils import is_async_callable
 
+from .checks import prompt_shows_image
 from .errors import TrainingError
 from .trl_compat import GRADIENT_CHECK, optional_part
 
 ADVICE = (
-    "Lower the learning rate, set max_grad_norm, train in bf16 or float32, and look at the last lines of the log "
-    "before this step: a kl, entropy or grad_norm that grows tells what runs away."
+    "Lower the learning rate, set max_grad_norm, train in bf16 or float32, and look for a growing kl, entropy or "
+    "grad_norm in the last log lines before this step."
 )
 
 
 def find_not_finite(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """
-    Marks the values that are NaN or infinite somewhere. Nothing waits for the device.
-
-    Args:
-        values (`Mapping[str, torch.Tensor]`):
-            Values by name.
-
-    Returns:
-        `dict[str, torch.Tensor]`: One boolean of shape () each.
-    """
+    """Mark the values that are NaN or infinite somewhere, with a boolean of shape () each and no device sync."""
     return {name: (~torch.isfinite(value.detach())).any() for name, value in values.items()}
 
 
 def check_finite(name: str, marks: Mapping[str, torch.Tensor], accelerator: Accelerator, step: int) -> None:
     """
-    Stops the run on every rank when a value is NaN or infinite on one, before the optimizer brings it into the
-    weights. The ranks meet once, and wait for their devices.
+    Raise `TrainingError` on every rank if the value `name` is not finite on one, before the optimizer's step.
 
-    Args:
-        name (`str`):
-            What the value is.
-        marks (`Mapping[str, torch.Tensor]`):
-            From [`find_not_finite`], of the value and of what it was made of, to tell where it comes from; the same
-            names in the same order on every rank.
-        accelerator ([`~accelerate.Accelerator`]):
-            Joins the ranks.
-        step (`int`):
-            Step that is under way, from 1.
-
-    Raises:
-        [`~errors.TrainingError`]: Names the step, the terms that are not finite, and the number of ranks.
+    `marks` come from [`find_not_finite`], for the value and the terms that it was computed from, which the message
+    names. They have the same keys in the same order on every rank. `step` counts from 1.
     """
     wrong = torch.stack(list(marks.values())).float()
     ranks = dict(zip(marks, accelerator.reduce(wrong, reduction="sum").tolist(), strict=True))
@@ -63,27 +43,17 @@ def check_finite(name: str, marks: Mapping[str, torch.Tensor], accelerator: Acce
         return
     share = f" on {int(ranks[name])} of {accelerator.num_processes} ranks" if accelerator.num_processes > 1 else ""
     found = ", ".join(term for term in marks if term != name and ranks[term]) or "its terms are finite"
+    terms = f" ({found})" if len(marks) > 1 else ""
     raise TrainingError(
-        f"Step {step}: the {name} is not a finite number{share} ({found}). The run stops before the optimizer's step. "
-        f"{ADVICE}"
+        f"Step {step}: the {name} is not finite{share}{terms}. The run stops before the optimizer's step. {ADVICE}"
     )
 
 
 def check_gradient_norm(norm: torch.Tensor | float | None, accelerator: Accelerator, step: int) -> None:
     """
-    Stops the run on every rank when the norm of the gradients is NaN or infinite, or -1, which is what DeepSpeed makes
-    of both under bf16.
+    Raise `TrainingError` on every rank if the norm of the gradients, before clipping, is not finite.
 
-    Args:
-        norm (`torch.Tensor` or `float` or `None`):
-            Norm before clipping, of all ranks' gradients; `None` where DeepSpeed knows none.
-        accelerator ([`~accelerate.Accelerator`]):
-            Joins the ranks.
-        step (`int`):
-            Step that is under way, from 1.
-
-    Raises:
-        [`~errors.TrainingError`]: Names the step and the number of ranks.
+    DeepSpeed reports -1 for it under bf16, and `None` where it has no norm.
     """
     if norm is None:
         return
@@ -118,36 +88,22 @@ def check_images_alike(inputs: list[dict[str, Any]], accelerator: Accelerator) -
     if with_images.any() and not with_images.all():
         raise ValueError(
             f"{int((~with_images).sum())} of the {len(with_images)} rollouts of a batch belong to rows without an "
-            f"image, the others have one: {accelerator.num_processes} processes would wait for one another. "
-            "Give every row an image, or train the rows without one by themselves."
+            f"image, so that {accelerator.num_processes} processes would wait for one another. Give every row an "
+            "image, or train the rows without one separately."
         )
 
 
 def _shows_images(row: dict[str, Any]) -> bool:
-    """Whether a dataset row has an image, in a column or in its prompt."""
-    if row.get("images") or row.get("image") is not None:
-        return True
-    prompt = row.get("prompt")
-    contents = [message.get("content") for message in prompt] if isinstance(prompt, list) else []
-    return any(
-        isinstance(content, list) and any(block.get("type") == "image" for block in content) for content in contents
-    )
+    return bool(row.get("images")) or row.get("image") is not None or prompt_shows_image(row.get("prompt"))
 
 
 @contextlib.contextmanager
 def guarded_rewards(trainer: GRPOTrainer) -> Iterator[None]:
     """
-    Within, a reward function that fails gives zeros in place of raising while other ranks wait; afterwards all ranks
-    raise. Faults are exceptions, too few or many rewards, and rewards that are NaN or infinite; `None` is allowed.
-    Reward models, which are modules, run as they are.
+    Collect failures of the trainer's reward functions inside the block, and raise `TrainingError` on all ranks after.
 
-    Args:
-        trainer ([`~trl.GRPOTrainer`]):
-            Trainer whose reward functions are called within.
-
-    Raises:
-        [`~errors.TrainingError`]: Names the step, the function, and the exception or the row and its value, for all
-        ranks with a fault.
+    Failures are exceptions, a wrong number of rewards, and rewards that are NaN or infinite; `None` is allowed. Zeros
+    replace the rewards, since a rank that raises at once would leave the others waiting. Reward models run unguarded.
     """
     faults: list[str] = []
     funcs = trainer.reward_funcs
@@ -164,8 +120,8 @@ def guarded_rewards(trainer: GRPOTrainer) -> Iterator[None]:
     if count.item() == 0:
         return
     several = accelerator.num_processes > 1
-    told = gather_object([f"rank {accelerator.process_index}: {fault}" if several else fault for fault in faults])
-    raise TrainingError(f"Step {trainer.state.global_step + 1}: {'; '.join(told)}.")
+    found = gather_object([f"rank {accelerator.process_index}: {fault}" if several else fault for fault in faults])
+    raise TrainingError(f"Step {trainer.state.global_step + 1}: {'; '.join(found)}.")
 
 
 def _guarded(func: Callable, name: str, faults: list[str]) -> Callable:

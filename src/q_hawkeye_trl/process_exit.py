@@ -10,20 +10,19 @@ from accelerate import Accelerator
 
 def end_processes(accelerator: Accelerator, status: int = 0) -> None:
     """
-    Ends the trackers and the process group, and leaves this process if it is one of several on a CPU. It is the last
-    call of a script: in that case nothing after it runs.
+    End trackers and the process group, and exit if this is one of several processes on a CPU.
 
-    DistributedDataParallel keeps gloo's threads alive after the process group is destroyed, and one of them that lets
-    go of a tensor while the interpreter shuts down aborts the process ("terminate called without an active
-    exception"; PyTorch issue 190489, pull request 179291): a run that did everything would be reported as failed. So
-    what an interpreter does at its end is done here, and its shutdown left out.
+    It is the last call of a script: with several processes on a CPU nothing after it runs. DistributedDataParallel
+    keeps gloo's threads alive after the process group is destroyed. One of them that frees a tensor during the
+    interpreter's shutdown aborts the process ("terminate called without an active exception"; PyTorch issue 190489,
+    pull request 179291), and a successful run is reported as failed. So the interpreter's last actions run here and
+    its shutdown is skipped.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]):
             The trainer's `accelerator`.
         status (`int`, *optional*, defaults to `0`):
-            Exit status of the process, 0 to 255, with which it is left where the shutdown is left out. A script that
-            ends with another status exits by itself otherwise.
+            Exit status, 0 to 255, where the shutdown is skipped. Elsewhere the script exits by itself.
     """
     several_on_cpu = accelerator.num_processes > 1 and accelerator.device.type == "cpu"
     accelerator.end_training()

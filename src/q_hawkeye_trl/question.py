@@ -1,9 +1,10 @@
 """The question put to a policy: prompt, scale, parser and image limit, saved in the model's folder."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,12 @@ _BOXED = re.compile(r"\\boxed\{\s*(-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*\}")
 
 def parse_boxed(text: str) -> float | None:
     r"""Read the score in `\boxed{}`; `None` if there is none, or if several differ."""
-    values = {float(number) for number in _BOXED.findall(text)}
-    return values.pop() if len(values) == 1 and text.count("\\boxed{") == len(_BOXED.findall(text)) else None
+    numbers = _BOXED.findall(text)
+    values = set(map(float, numbers))
+    if len(values) != 1 or text.count("\\boxed{") != len(numbers):
+        return None
+    value = values.pop()
+    return value if math.isfinite(value) else None
 
 
 PARSERS: dict[str, ScoreFunc] = {"number": parse_score, "boxed": parse_boxed}
@@ -91,6 +96,11 @@ class Question:
         return quality_messages(self.prompt) if isinstance(self.prompt, str) else self.prompt
 
 
+def override(question: Question, given: Mapping[str, Any]) -> Question:
+    """The question with the given fields in place of its own, as far as they are not `None`."""
+    return replace(question, **{name: value for name, value in given.items() if value is not None})
+
+
 def name_parser(function: ScoreFunc) -> str | None:
     """The parser's name as [`Question`] takes it, or `None` if the function can't be imported."""
     for name, known in PARSERS.items():
@@ -100,6 +110,48 @@ def name_parser(function: ScoreFunc) -> str | None:
     if module in (None, "__main__") or not name.isidentifier():
         return None
     return f"{module}:{name}"
+
+
+def common_prompt(dataset: Any) -> str | list[dict] | None:
+    """The prompt that all rows of a dataset ask, `None` if they differ, have images in it, or can't be compared."""
+    if "prompt" not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "__len__"):
+        return None
+    prompts = iter(dataset["prompt"])
+    first = next(prompts, None)
+    if first is None or any(prompt != first for prompt in prompts):
+        return None
+    if isinstance(first, str):
+        return first
+    if len(first) == 1 and first[0]["role"] == "user" and isinstance(first[0]["content"], str):
+        return first[0]["content"]
+    messages = _without_none(first)
+    blocks = [block for message in messages if isinstance(message["content"], list) for block in message["content"]]
+    return None if any("image" in block for block in blocks) else messages
+
+
+def with_prompt(dataset: Any, prompt: str) -> Any:
+    """A dataset of the `datasets` library, or a dictionary of them, in which every row asks this prompt."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, Mapping) and not hasattr(dataset, "map"):
+        return {name: with_prompt(part, prompt) for name, part in dataset.items()}
+    if not hasattr(dataset, "map"):
+        raise ValueError(
+            f"prompt needs a dataset of the `datasets` library, got {type(dataset).__name__}: give its rows a prompt, "
+            "and leave the option out."
+        )
+    if not hasattr(dataset, "add_column"):
+        return dataset.map(lambda row: {"prompt": quality_messages(prompt)})
+    if "prompt" in dataset.column_names:
+        dataset = dataset.remove_columns("prompt")
+    return dataset.add_column("prompt", [quality_messages(prompt) for _ in range(len(dataset))])
+
+
+def _without_none(value: Any) -> Any:
+    # Arrow gives every block the keys of all
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def save_questions(folder: str | Path, questions: Mapping[str, Question]) -> None:

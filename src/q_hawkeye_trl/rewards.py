@@ -12,10 +12,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 
 from .objective.comparison import margin_rewards, rank_rewards
+from .question import Question
 from .text import answer_text, completion_text, has_answer_format, parse_score
 
 Completions = Sequence[str | list[dict]]
@@ -365,6 +367,29 @@ def configure_reward(reward: Callable[..., list[float]], **parameters) -> Callab
             known_text = f"it knows {', '.join(known)}" if known else "it has none"
             raise ValueError(f"{reward.__name__} has no parameter `{name}`: {known_text}.")
     return functools.update_wrapper(functools.partial(reward, **parameters), reward)
+
+
+def bind_question(reward: Any, question: Question, score_fn: ScoreFunction) -> Any:
+    """
+    Give those of [`REWARDS`] in a reward or a list the scale and parser that they were not configured with.
+
+    Other rewards, and those whose defaults are the same, are left as they are.
+    """
+    if isinstance(reward, list):
+        return [bind_question(each, question, score_fn) for each in reward]
+    function, given = reward, {}
+    while isinstance(function, functools.partial):
+        function, given = function.func, {**function.keywords, **given}
+    if function not in REWARDS.values():
+        return reward
+    offered = {"score_min": question.score_min, "score_max": question.score_max, "score_fn": score_fn}
+    arguments = inspect.signature(function).parameters
+    bound = {
+        name: value
+        for name, value in offered.items()
+        if name in arguments and name not in given and value != arguments[name].default
+    }
+    return configure_reward(reward, **bound) if bound else reward
 
 
 def get_reward(name: str, **parameters) -> Callable[..., list[float]]:

@@ -1,4 +1,4 @@
-"""The one prompt and the one parser: rewards, uncertainty, training and inference all read scores here."""
+"""The default prompt, the default parser, and the text of completions."""
 
 import math
 import re
@@ -8,7 +8,7 @@ QUALITY_PROMPT = (
     "rounded to two decimal places, with 1 representing very poor quality and 5 representing excellent quality. "
     "Reason first, then answer, in this form: <think>your reasoning</think><answer>your rating</answer>"
 )
-"""Question put to the policy for one image, in training and in inference alike."""
+"""The default question for one image, in training and inference."""
 
 QUALITY_SCALE = (1.0, 5.0)
 """Scale that the question names."""
@@ -25,8 +25,9 @@ _FORMATTED = re.compile(
 
 def quality_messages(prompt: str = QUALITY_PROMPT) -> list[dict]:
     """
-    Builds the conversation that asks for the quality of one image, in the form that TRL's data format expects: the
-    image itself stands in the dataset's `image` column and TRL puts it in front of the text.
+    Build the conversation that asks for the quality of one image, in TRL's form.
+
+    The image itself is in the dataset's `image` column; TRL puts it in front of the text.
 
     Args:
         prompt (`str`, *optional*, defaults to `QUALITY_PROMPT`):
@@ -39,16 +40,7 @@ def quality_messages(prompt: str = QUALITY_PROMPT) -> list[dict]:
 
 
 def completion_text(completion: str | list[dict]) -> str:
-    """
-    Returns the text of one completion as TRL hands it to reward functions.
-
-    Args:
-        completion (`str` or `list[dict]`):
-            Plain text, or a conversation (list of messages) of which the text of every assistant message counts.
-
-    Returns:
-        `str`: The text that the policy wrote.
-    """
+    """The text of a completion as TRL hands it to rewards: a string, or messages whose assistant text counts."""
     if isinstance(completion, str):
         return completion
     texts = []
@@ -64,33 +56,24 @@ def completion_text(completion: str | list[dict]) -> str:
 
 
 def answer_text(text: str) -> str | None:
-    """
-    Returns what stands inside the last closed `<answer>` element, or `None` where there is none.
-
-    Args:
-        text (`str`):
-            Text of a completion.
-
-    Returns:
-        `str` or `None`
-    """
+    """The content of the last closed `<answer>` element, or `None`."""
     answers = _ANSWER.findall(text)
     return answers[-1] if answers else None
 
 
 def parse_score(text: str) -> float | None:
     """
-    Reads the quality score that a completion states: the plain decimal number (`3.75`, `4`, `4.`, `.5`, `-1.2`; ASCII
-    digits, white space around it allowed) of its one closed `<answer>` element.
+    Read the score of a completion: the plain decimal number of its one closed `<answer>` element.
+
+    Numbers are `3.75`, `4`, `4.`, `.5` or `-1.2`, in ASCII digits, with optional white space around them.
 
     Args:
         text (`str`):
             Text of a completion.
 
     Returns:
-        `float` or `None`: The score, which may lie outside [1, 5]: its range is the caller's matter. `None` when there
-        is no answer, an open one, other text beside the number, an exponent, anything not finite, or when several
-        answers differ.
+        `float` or `None`: The score, on any scale. `None` if there is no answer, an open one, other text beside the
+        number, an exponent, a number that is not finite, or several answers that differ.
     """
     opened = text.count("<answer>")
     if opened != text.count("</answer>"):
@@ -111,14 +94,5 @@ def parse_score(text: str) -> float | None:
 
 
 def has_answer_format(text: str) -> bool:
-    """
-    Tells whether a completion is one `<think>…</think>` followed by one `<answer>number</answer>` and nothing else.
-
-    Args:
-        text (`str`):
-            Text of a completion.
-
-    Returns:
-        `bool`
-    """
+    """Whether a completion is one `<think>…</think>` followed by one `<answer>number</answer>` and nothing else."""
     return _FORMATTED.fullmatch(text) is not None

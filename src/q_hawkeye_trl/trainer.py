@@ -1,346 +1,9 @@
-"""`HawkeyeGRPOTrainer`: hooks on TRL's `GRPOTrainer`; the formulas are in `objective`."""
-
-import math
-import textwrap
-from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
-from typing import Any
-
-import datasets
-import torch
-from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
+"""`HawkeyeGRPOTrainer`: the Q-Hawkeye method with prompt sharing and exact resume."""
 
 from .checkpointing.exact_resume import ExactResumeMixin
-from .checks import check_compatible, check_dataset
-from .config import HawkeyeGRPOConfig
-from .data.image_columns import DecodeOnce, with_uniform_images
-from .degraded_batch import degraded_pixel_values
-from .evaluation.metrics import ScoreMonitor
-from .evaluation.validation import Validation
-from .guards import FiniteGradientMixin, check_finite, check_images_alike, find_not_finite, guarded_rewards
-from .objective.perception import perception_kl, sampled_entropy
-from .objective.reduction import token_weights
-from .objective.schedule import perception_gamma_at
-from .objective.uncertainty import rollout_uncertainty, score_statistics, uncertainty_weights
+from .guards import FiniteGradientMixin
+from .hawkeye_method import HawkeyeMethodTrainer
 from .shared_prefix.shared_prompt import SharedPromptMixin
-from .text import completion_text, parse_score
-from .trl_compat import VISION_KEYS, check_method_hooks, group_size, mode
-
-ScoreFunc = Callable[[str], float | None]
-
-TERMS_OF_LOSS = ("advantages", "old_per_token_logps", "ref_per_token_logps", "importance_sampling_ratio")
-
-DATASET_COLUMNS = ("degraded_image", "degraded_images", "mos", "mos_std", "image_id", "dataset")
-
-
-class HawkeyeMethodTrainer(GRPOTrainer):
-    """The Q-Hawkeye method on [`~trl.GRPOTrainer`], without prompt sharing and exact resume."""
-
-    _tag_names = ["trl", "grpo", "q-hawkeye"]
-    _name = "Q-Hawkeye"
-    _paper = {
-        "title": "Q-Hawkeye: Reliable Visual Policy Optimization for Image Quality Assessment",
-        "id": "2601.22920",
-        "citation": textwrap.dedent("""\
-            @article{qhawkeye2026,
-                title        = {{Q-Hawkeye: Reliable Visual Policy Optimization for Image Quality Assessment}},
-                year         = 2026,
-                eprint       = {arXiv:2601.22920},
-            }"""),
-    }
-
-    def __init__(
-        self,
-        model,
-        reward_funcs=None,
-        args: HawkeyeGRPOConfig | None = None,
-        train_dataset=None,
-        eval_dataset=None,
-        *positional,
-        score_fn: ScoreFunc | None = None,
-        validation: Validation | None = None,
-        **kwargs,
-    ):
-        check_method_hooks()
-        if args is None:
-            args = HawkeyeGRPOConfig(f"{_model_name(model)}-Q-Hawkeye")
-        if not isinstance(args, HawkeyeGRPOConfig):
-            raise TypeError(
-                f"args is a {type(args).__name__}; give a HawkeyeGRPOConfig (it takes all GRPOConfig fields)."
-            )
-        check_dataset(train_dataset, args)
-        check_dataset(eval_dataset, args)
-        if isinstance(train_dataset, datasets.Dataset | datasets.IterableDataset):  # TRL refuses others by their type
-            train_dataset = with_uniform_images(train_dataset)
-        eval_dataset = with_uniform_images(eval_dataset)
-        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, *positional, **kwargs)
-        check_compatible(self)
-        self.score_fn = parse_score if score_fn is None else score_fn
-        self.validation = validation
-        self._monitors = {"train": ScoreMonitor(), "eval": ScoreMonitor()}
-        self._row_weights: torch.Tensor | None = None  # (B,), from scoring to scaling the advantages
-        self._seen_images = False
-        self._not_finite: dict[str, torch.Tensor] = {}  # marks of the step's micro-batches so far
-        self._captured: list | None = None  # log-probabilities and entropies of the loss's own forward
-
-    _signature_columns: list[str] | None
-
-    def _set_signature_columns_if_needed(self):
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            self._signature_columns = [*(self._signature_columns or []), *DATASET_COLUMNS]
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        return super().get_eval_dataloader(with_uniform_images(eval_dataset))  # one passed to `evaluate`
-
-    # Uncertainty-aware reweighting
-
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        with guarded_rewards(self):
-            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._row_weights = self._weigh_rows(inputs, completions)
-        return rewards_per_func
-
-    def _weigh_rows(self, inputs: list[dict[str, Any]], completions: list) -> torch.Tensor | None:
-        """Weights of this rank's rows (B,), from the scores of whole groups, which can span ranks."""
-        phase, size = mode(self), group_size(self)
-        local = torch.tensor(
-            [[self._read_score(c), _number(x.get("mos"))] for x, c in zip(inputs, completions, strict=True)],
-            device=self.accelerator.device,
-        )
-        scores, mos = self.accelerator.gather(local).unbind(dim=1)
-        scores, mos = scores.view(-1, size), mos.view(-1, size)[:, 0]
-        scale = {"score_min": self.args.score_min, "score_max": self.args.score_max}
-        # clamped as the uncertainty does it: one absurd answer would own a mean
-        self._monitors[phase].update(scores.clamp(self.args.score_min, self.args.score_max), mos)
-        self._add_metrics(score_statistics(scores, prefix="scores/", **scale))
-        # the running figure so far, not the mean over the batches since the last log
-        self._metrics[phase] |= {f"scores/{k}": [v] for k, v in self._monitors[phase].correlations().items()}
-        if size == 1 or self.args.uncertainty_alpha == 0:  # a single rollout has no spread to speak of
-            return None
-
-        uncertainty = rollout_uncertainty(scores, unparsed=self.args.uncertainty_unparsed, **scale)
-        weights = uncertainty_weights(
-            uncertainty,
-            alpha=self.args.uncertainty_alpha,
-            weighting=self.args.uncertainty_weighting,
-            normalize=self.args.normalize_uncertainty_weights,
-        )
-        self._add_metrics(
-            {
-                "uncertainty/mean": uncertainty.mean().item(),
-                "uncertainty/weight_mean": weights.mean().item(),
-                "uncertainty/weight_min": weights.min().item(),
-            },
-        )
-        start = self.accelerator.process_index * len(inputs)
-        return weights.repeat_interleave(size)[start : start + len(inputs)]
-
-    def _read_score(self, completion) -> float:
-        score = self.score_fn(completion_text(completion))
-        if score is None:
-            return math.nan
-        if not math.isfinite(score):
-            raise ValueError(
-                f"score_fn returned {score} for {completion_text(completion)!r}; return None for no score."
-            )
-        return float(score)
-
-    def _generate_and_score_completions(self, inputs):
-        check_images_alike(inputs, self.accelerator)
-        output = super()._generate_and_score_completions(inputs)
-        weights, self._row_weights = self._row_weights, None
-        if weights is not None:
-            advantages = output["advantages"]
-            output["advantages"] = advantages * (weights if advantages.dim() == 1 else weights.unsqueeze(1))
-        if self._wants_degraded_view():
-            self._attach_degraded_view(inputs, output)
-        return output
-
-    # Perception-aware loss
-
-    def _gamma(self) -> float:
-        return perception_gamma_at(
-            self.state.epoch or 0.0,
-            gamma=self.args.perception_gamma,
-            schedule=self.args.perception_gamma_schedule,
-            zero_epoch=self.args.perception_gamma_zero_epoch,
-        )
-
-    def _wants_degraded_view(self) -> bool:
-        # Config and epoch only, never local rows: every rank must run the same forwards (ZeRO-3 hangs otherwise).
-        return self.args.entropy_degraded_coef > 0 or self._gamma() > 0
-
-    def _attach_degraded_view(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
-        """Adds the twin's pixels, a list with one entry a row, which TRL shuffles and splits along with the rows."""
-        self._check_images_seen("pixel_values" in output)
-        has_view = torch.zeros(len(inputs), dtype=torch.bool, device=self.accelerator.device)
-        if "pixel_values" in output:
-            output["degraded_pixel_values"], has_view = self._degraded_pixels(inputs, output)
-        output["has_degraded_view"] = has_view
-        unpaired = self.accelerator.reduce((~has_view).sum().float(), reduction="sum")
-        self._add_metrics({"perception/rows_without_view": unpaired.item()})
-
-    def _check_images_seen(self, here: bool) -> None:
-        """Refuses a run whose data turns out to have no images; later batches may be without."""
-        if self._seen_images:
-            return
-        seen = self.accelerator.reduce(torch.tensor(float(here), device=self.accelerator.device), reduction="sum")
-        self._seen_images = seen.item() > 0
-        if not self._seen_images:
-            raise ValueError(
-                "The perception loss needs images, but no row of the first batch has one; add an image or images "
-                "column, or set perception_gamma and entropy_degraded_coef to 0 to train without it."
-            )
-
-    def _degraded_pixels(self, inputs: list[dict[str, Any]], output: dict[str, Any]):
-        given = any(name in inputs[0] for name in ("degraded_image", "degraded_images"))
-        return degraded_pixel_values(
-            inputs,
-            output,
-            self.processing_class,
-            degradations=None if given else self.args.degradations,
-            degradation_seed=self.args.degradation_seed,
-            # one fixed view in evaluation, so that its losses can be compared
-            epoch=math.floor(self.state.epoch or 0.0) if self.model.training else 0,
-            chat_template_kwargs=self.chat_template_kwargs,
-            tools=self.tools or None,
-        )
-
-    @contextmanager
-    def _capture_forward(self):
-        self._captured = []
-        try:
-            yield self._captured
-        finally:
-            self._captured = None  # it holds the graph
-
-    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        if self._captured is not None:
-            self._captured.append((logps, entropies))
-        return logps, entropies, aux_loss
-
-    def _compute_loss(self, model, inputs):
-        with self._capture_forward() as captured:
-            loss = super()._compute_loss(model, inputs)
-        ((logps, entropies),) = captured
-        terms = {"policy loss": loss, "per_token_logps": logps}
-        if self.args.uses_perception_terms:
-            loss = loss + self._perception_loss(model, inputs, logps, entropies, terms)
-        if self.model.training:
-            terms |= {name: inputs[name] for name in TERMS_OF_LOSS if name in inputs}
-            unused = inputs["completion_mask"] == 0  # padding can hold anything
-            terms = {k: v.masked_fill(unused, 0.0) if v.shape == unused.shape else v for k, v in terms.items()}
-            self._check_loss({"loss": loss, **terms})
-        return loss
-
-    def _check_loss(self, terms: dict[str, torch.Tensor]) -> None:
-        """Once a step, with what its micro-batches left: before the last backward, in which DeepSpeed steps."""
-        for name, mark in find_not_finite(terms).items():
-            self._not_finite[name] = mark | self._not_finite.get(name, mark)
-        if self.accelerator.sync_gradients:
-            marks, self._not_finite = self._not_finite, {}
-            check_finite("loss", marks, self.accelerator, self.state.global_step + 1)
-
-    def _perception_loss(
-        self, model, inputs, logps: torch.Tensor, entropies: torch.Tensor, terms: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """The perception terms, averaged over tokens as TRL averages the policy loss; added to `terms` by name."""
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-        weights = self._token_weights(mask, inputs)
-        sampled = self.args.entropy_estimator == "sampled"
-        logps = logps.masked_fill(mask == 0, 0.0)
-        entropy = sampled_entropy(logps) if sampled else entropies.masked_fill(mask == 0, 0.0)
-        loss = self.args.entropy_original_coef * (entropy * weights).sum()
-        sums = {"entropy_original": (entropy, mask)}
-        gamma = self._gamma()
-        if self.args.perception_gamma > 0:
-            self._add_metrics({"perception/gamma": gamma})
-
-        if "has_degraded_view" in inputs:
-            logps_degraded, entropies_degraded = self._forward_degraded(model, inputs)
-            pair_mask = mask * inputs["has_degraded_view"].unsqueeze(1)
-            pair_weights = weights * inputs["has_degraded_view"].unsqueeze(1)
-            logps_degraded = logps_degraded.masked_fill(mask == 0, 0.0)
-            kl = perception_kl(logps, logps_degraded, clip=self.args.perception_kl_clip)
-            entropy = sampled_entropy(logps_degraded) if sampled else entropies_degraded.masked_fill(mask == 0, 0.0)
-            loss = loss - gamma * (kl * pair_weights).sum()
-            loss = loss + self.args.entropy_degraded_coef * (entropy * pair_weights).sum()
-            sums |= {"kl": (kl, pair_mask), "entropy_degraded": (entropy, pair_mask)}
-        terms |= {f"perception/{name}": value for name, (value, _) in sums.items()}
-        self._log_token_means(sums)
-        return loss
-
-    def _forward_degraded(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities and entropies (B, T) of the same completions under the degraded images."""
-        vision = {key: inputs.get(key) for key in VISION_KEYS}
-        if "degraded_pixel_values" in inputs:
-            vision["pixel_values"] = torch.cat(inputs["degraded_pixel_values"])
-        frozen = self.args.perception_gradient == "original"
-        checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
-        with torch.no_grad() if frozen else nullcontext(), checkpointing if frozen else nullcontext():
-            logps, entropies, _ = self._get_per_token_logps_and_entropies(
-                model,
-                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-                inputs["completion_ids"].size(1),
-                compute_entropy=True,
-                **vision,
-            )
-        return logps, entropies
-
-    def _token_weights(self, mask: torch.Tensor, inputs) -> torch.Tensor:
-        return token_weights(
-            mask,
-            self.loss_type,
-            num_items_in_batch=inputs["num_items_in_batch"],
-            num_processes=self.accelerator.num_processes,
-            accumulation_steps=self.current_gradient_accumulation_steps if self.model.training else 1,
-            steps_per_generation=self.args.steps_per_generation,
-            max_completion_length=self.max_completion_length,
-            training=self.model.training,
-        )
-
-    # Metrics
-
-    def _add_metrics(self, metrics: dict[str, float]) -> None:
-        for key, value in metrics.items():
-            self._metrics[mode(self)][key].append(value)
-
-    def _log_token_means(self, values: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Logs the mean of each (B, T) value over the tokens of its mask, over all ranks."""
-        local = torch.stack([torch.stack([(v.detach() * m).sum(), m.sum().float()]) for v, m in values.values()])
-        totals = self.accelerator.reduce(local, reduction="sum")
-        for key, (total, count) in zip(values, totals.tolist(), strict=True):
-            if count > 0:
-                self._metrics[mode(self)][f"perception/{key}"].append(total / count)
-
-    def evaluate(self, *args, **kwargs):
-        self._monitors["eval"].clear()
-        return super().evaluate(*args, **kwargs)
-
-    def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
-        if self.validation is None:
-            return super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        rows = dataloader.dataset
-        return self.validation.evaluate(
-            self, rows.dataset if isinstance(rows, DecodeOnce) else rows, metric_key_prefix
-        )
-
-    # State for an exact resume
-
-    def _own_state(self):
-        return {
-            "monitors": {mode: monitor.state() for mode, monitor in self._monitors.items()},
-            "seen_images": self._seen_images,
-        }
-
-    def _restore_own_state(self, state):
-        for phase, pairs in state["monitors"].items():
-            self._monitors[phase].load_state(pairs)
-        self._seen_images = state["seen_images"]
 
 
 class HawkeyeGRPOTrainer(SharedPromptMixin, ExactResumeMixin, FiniteGradientMixin, HawkeyeMethodTrainer):
@@ -348,29 +11,42 @@ class HawkeyeGRPOTrainer(SharedPromptMixin, ExactResumeMixin, FiniteGradientMixi
     Trainer for the Q-Hawkeye method, proposed in [Q-Hawkeye: Reliable Visual Policy Optimization for Image Quality
     Assessment](https://huggingface.co/papers/2601.22920).
 
-    It is [`~trl.GRPOTrainer`] with two changes. (1) The advantages of a group are multiplied by a weight that falls
-    with the variance of the scores that its rollouts state. (2) The loss has three more terms: minus gamma times the
-    KL divergence between the policy on the original and on a degraded image, and the entropies on both images. With
-    all coefficients 0 it is stock GRPO, bit for bit. A run that a crash or a signal ended is resumed to the bit
-    (docs/resume.md), with the weights of all model families. It ends with an error, on all ranks alike, where a loss
-    or gradient is not finite or a reward function fails.
+    It extends two methods of [`~trl.GRPOTrainer`]. `_generate_and_score_completions` multiplies the advantages of a
+    group by a weight that falls with the variance of its rollouts' scores. `_compute_loss` adds three terms: minus
+    gamma times the KL divergence between the policy on the original and on a degraded image, and the entropies on both
+    images. With all coefficients 0 it is bitwise identical to stock GRPO.
 
-    Datasets have the columns `prompt` and `image` or `images`, optionally `degraded_image` or `degraded_images`
-    (without such a column the view is made on the fly), `mos` and `image_id`.
+    Three mixins do the rest. `SharedPromptMixin` runs each prompt once per group, not once per rollout.
+    `ExactResumeMixin` makes a resumed run bitwise identical to an uninterrupted one (docs/resume.md).
+    `FiniteGradientMixin` stops a run before a step with a gradient that is not finite. A mixin whose hooks a TRL
+    release has changed is switched off with a warning (docs/trl_features.md).
 
     Args:
-        model, reward_funcs, args, ...:
-            As in [`~trl.GRPOTrainer`]; `args` is a [`HawkeyeGRPOConfig`].
-        score_fn (`Callable[[str], float | None]`, *optional*, defaults to [`parse_score`]):
-            Reads the score that a completion's text states, or `None` where it states none.
+        model, reward_funcs, args, train_dataset, eval_dataset, ...:
+            As in [`~trl.GRPOTrainer`]. `args` is a [`HawkeyeGRPOConfig`]. Datasets have the columns `prompt` and
+            `image` or `images`. Optional columns are `degraded_image` or `degraded_images` (by default the degraded
+            view is made on the fly), `mos`, `mos_std`, `image_id` and `dataset`.
+        score_fn (`Callable[[str], float | None]`, *optional*):
+            Reads the score of a completion's text, `None` for no score. By default the parser that `args.score_parser`
+            names.
         validation ([`~evaluation.validation.Validation`], *optional*):
-            Measures SRCC, PLCC, parse rate and spread on `eval_dataset` in place of TRL's evaluation loop.
+            Measures SRCC, PLCC, parse rate and spread on `eval_dataset`. By default TRL's evaluation loop runs.
 
     Raises:
         `TypeError`: `args` is not a [`HawkeyeGRPOConfig`].
-        `ValueError`: A setting or dataset with which the method can't work; the message says what to change.
-        `RuntimeError`: The installed TRL differs from the one that this trainer hooks into.
-        [`~errors.TrainingError`]: While training: a loss or gradient is not finite, or a reward function fails.
+        `ValueError`: A setting or dataset does not fit the method; the message says what to change.
+        `ImportError`: TRL is older than the first supported release.
+        `RuntimeError`: The installed TRL has changed a method that the Q-Hawkeye method hooks.
+        [`~errors.TrainingError`]: While training: a loss or gradient is not finite, or a reward function failed.
+
+    Logged metrics, in addition to TRL's:
+        - `scores/parse_rate`: share of rollouts with a score.
+        - `scores/spread`: standard deviation of the scores of a group, averaged over groups.
+        - `scores/srcc`, `scores/plcc`: correlation of mean scores with MOS over the last 512 images.
+        - `uncertainty/mean`, `uncertainty/weight_mean`, `uncertainty/weight_min`: uncertainty in [0, 1] and weights.
+        - `perception/kl`, `perception/entropy_original`, `perception/entropy_degraded`: means per token, in nats.
+        - `perception/gamma`: coefficient of the perception KL at this step.
+        - `perception/rows_without_view`: rows of a generation batch without a degraded view.
 
     Example:
 
@@ -387,12 +63,3 @@ class HawkeyeGRPOTrainer(SharedPromptMixin, ExactResumeMixin, FiniteGradientMixi
     trainer.train()
     ```
     """
-
-
-def _number(value) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _model_name(model) -> str:
-    name = model if isinstance(model, str) else model.config._name_or_path
-    return name.rstrip("/").split("/")[-1]

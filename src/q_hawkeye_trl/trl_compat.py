@@ -38,84 +38,67 @@ IMAGE_KEYS = (
 VISION_KEYS = (*IMAGE_KEYS, *TOKEN_TYPE_KEYS)
 
 _LOGPS = (
-    "model",
-    "input_ids",
-    "attention_mask",
-    "logits_to_keep",
-    "batch_size",
-    "compute_entropy",
-    "compute_aux_loss",
-    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes"),
-    *("num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
+    "model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, pixel_values, "
+    "image_grid_thw, num_images, pixel_attention_mask, spatial_shapes, num_tiles, image_sizes, token_type_ids, "
+    "mm_token_type_ids, image_position_ids"
 )
-_DATALOADER = ("dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key")
+_RUN_EPOCH = (
+    "model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, ignore_keys_for_eval, "
+    "start_time, resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch"
+)
+_DATALOADER = "dataset, description, batch_size, sampler_fn, is_training, dataloader_key"
 
 METHOD = "method"
-PROMPT_SHARING = "prompt_sharing"
-EXACT_RESUME = "exact_resume"
-GRADIENT_CHECK = "gradient_check"
-GENERATION = "generation"
+PROMPT_SHARING = "prompt sharing"
+EXACT_RESUME = "exact resume"
+GRADIENT_CHECK = "gradient check"
+GENERATION = "generation with shared prompts"
 
-HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
+HOOKS: dict[str, dict[str, str]] = {
     METHOD: {
-        "_set_signature_columns_if_needed": (),
-        "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
-        "_generate_and_score_completions": ("inputs",),
+        "_set_signature_columns_if_needed": "",
+        "_calculate_rewards": "inputs, prompts, completions, completion_ids_list",
+        "_generate_and_score_completions": "inputs",
         "_get_per_token_logps_and_entropies": _LOGPS,
-        "_compute_loss": ("model", "inputs"),
-        "get_eval_dataloader": ("eval_dataset",),
-        "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
-        "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
+        "_compute_loss": "model, inputs",
+        "get_eval_dataloader": "eval_dataset",
+        "save_model": "output_dir, _internal_call",
+        "evaluate": "eval_dataset, ignore_keys, metric_key_prefix",
+        "evaluation_loop": "dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix",
     },
     PROMPT_SHARING: {
         "_get_dataloader": _DATALOADER,
-        "_prepare_inputs": ("generation_batch",),
-        "_tokenize_prompts": ("prompts",),
-        "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"),
-        "_generate_and_score_completions": ("inputs",),
+        "_prepare_inputs": "generation_batch",
+        "_tokenize_prompts": "prompts",
+        "_generate_single_turn": "prompt_ids, images, multimodal_fields, num_generations, has_tool_images",
+        "_generate_and_score_completions": "inputs",
         "_get_per_token_logps_and_entropies": _LOGPS,
-        "_compute_loss": ("model", "inputs"),
+        "_compute_loss": "model, inputs",
     },
     EXACT_RESUME: {
-        "train": ("resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
-        "log": ("logs", "start_time"),
+        "train": "resume_from_checkpoint, trial, ignore_keys_for_eval",
+        "log": "logs, start_time",
         "_get_dataloader": _DATALOADER,
-        "_get_train_sampler": ("dataset",),
-        "_load_callback_state": (),
-        "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
-        "_load_best_model": (),
-        "_run_epoch": (
-            "model",
-            "epoch",
-            "train_dataloader",
-            "steps_in_epoch",
-            "num_update_steps_per_epoch",
-            "trial",
-            "ignore_keys_for_eval",
-            "start_time",
-            "resume_from_checkpoint",
-            "epochs_trained",
-            "steps_trained_in_current_epoch",
-        ),
-        "_evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
-        "_finalize_training": ("trial", "num_train_samples", "start_time"),
-        "_get_output_dir": ("trial",),
-        "_save_rng_state": ("output_dir",),
-        "_save_checkpoint": ("model", "trial"),
+        "_get_train_sampler": "dataset",
+        "_load_callback_state": "",
+        "_load_from_checkpoint": "resume_from_checkpoint, model",
+        "_load_best_model": "",
+        "_run_epoch": _RUN_EPOCH,
+        "_evaluate": "trial, ignore_keys_for_eval, skip_scheduler",
+        "_finalize_training": "trial, num_train_samples, start_time",
+        "_get_output_dir": "trial",
+        "_save_rng_state": "output_dir",
+        "_save_checkpoint": "model, trial",
     },
-    GRADIENT_CHECK: {"_get_grad_norm": ("model", "grad_norm")},
+    GRADIENT_CHECK: {"_get_grad_norm": "model, grad_norm"},
     GENERATION: {
-        "_maybe_prepare_encoder_kwargs_for_generation": (
-            "inputs_tensor",
-            "model_kwargs",
-            "model_input_name",
-            "generation_config",
-        ),
-        "_prefill": ("input_ids", "generation_config", "model_kwargs", "is_first_iteration"),
+        "_maybe_prepare_encoder_kwargs_for_generation": "inputs_tensor, model_kwargs, model_input_name, "
+        "generation_config",
+        "_prefill": "input_ids, generation_config, model_kwargs, is_first_iteration",
     },
 }
-"""Hooked methods of each part, with their parameters: of `transformers.GenerationMixin` for the generation that
-shares prompts, of `trl.GRPOTrainer` for all others."""
+"""Hooked methods of each part, with their parameters: of `transformers.GenerationMixin` for the generation, of
+`trl.GRPOTrainer` for all others."""
 
 WITHOUT = {
     PROMPT_SHARING: "Each rollout gets a row of its own, as in TRL: the same result, slower.",
@@ -135,9 +118,9 @@ def changed_hooks(part: str) -> str | None:
         if method is None:
             changes.append(f"{owner.__name__}.{name} is gone")
             continue
-        found = tuple(inspect.signature(method).parameters)[1:]
+        found = ", ".join(list(inspect.signature(method).parameters)[1:])
         if found != expected:
-            changes.append(f"{owner.__name__}.{name} takes ({', '.join(found)}), expected ({', '.join(expected)})")
+            changes.append(f"{owner.__name__}.{name} takes ({found}), expected ({expected})")
     return "; ".join(changes) or None
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole: a list of their files, what is wrong with one, and which one to resume from."""
+"""Complete checkpoints: how to tell, which one to resume from, and the manifest that lists their files."""
 
 import json
 import zipfile
@@ -9,28 +9,29 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..io.atomic import fsync_path
+from ..io.atomic import write_json
 
 logger = logging.get_logger(__name__)
 
 MANIFEST = "manifest.json"
-"""Lists the files of a checkpoint with their sizes; written last."""
+"""Lists the files of a checkpoint with their sizes. It is written last."""
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*", "adapter_model*", "global_step*")
-"""What holds the weights: of a model or adapter, of FSDP, of DeepSpeed."""
+"""Files with the weights of a model, FSDP, an adapter and DeepSpeed."""
 
-_SHARDED = ("global_step*", "pytorch_model_fsdp*", "optimizer_*")  # DeepSpeed and FSDP save in ways of their own
+_SHARDED = ("global_step*", "pytorch_model_fsdp*", "optimizer_*")
+_STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
 
-def list_checkpoints(output_dir: str | Path, *, whole: bool = False) -> list[Path]:
+def list_checkpoints(output_dir: str | Path, *, complete: bool = False) -> list[Path]:
     """
-    Lists the checkpoints of a run, the newest first.
+    List the checkpoints of a run, newest first.
 
     Args:
         output_dir (`str` or `Path`):
             Folder of the run, with `checkpoint-STEP` folders.
-        whole (`bool`, *optional*, defaults to `False`):
-            Whether to leave out those that are not whole.
+        complete (`bool`, *optional*, defaults to `False`):
+            Leave out incomplete and damaged checkpoints.
 
     Returns:
         `list[Path]`
@@ -38,63 +39,61 @@ def list_checkpoints(output_dir: str | Path, *, whole: bool = False) -> list[Pat
     found = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     folders = [path for path in found if path.name.split("-")[-1].isdigit() and path.is_dir()]
     folders.sort(key=lambda path: int(path.name.split("-")[-1]), reverse=True)
-    return [path for path in folders if not whole or checkpoint_problem(path) is None]
+    return [path for path in folders if not complete or checkpoint_problem(path) is None]
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> Path:
+def last_complete_checkpoint(output_dir: str | Path) -> Path:
     """
-    Finds the newest checkpoint of a run that is whole, and warns of newer ones that are not.
+    Find the newest complete checkpoint of a run. Newer ones that are incomplete are reported as warnings.
 
     Args:
         output_dir (`str` or `Path`):
             Folder of the run, with `checkpoint-STEP` folders.
 
     Returns:
-        `Path`: The checkpoint's folder.
+        `Path`: Folder of the checkpoint.
 
     Raises:
-        `FileNotFoundError`: There is none.
+        `FileNotFoundError`: The run has no complete checkpoint.
     """
     for folder in list_checkpoints(output_dir):
         problem = checkpoint_problem(folder)
         if problem is None:
             return folder
-        logger.warning(f"{folder} is not whole ({problem}); an older checkpoint is used.")
-    raise FileNotFoundError(
-        f"{output_dir} holds no whole checkpoint to resume from; start anew in another output_dir."
-    )
+        logger.warning(f"{folder} is incomplete ({problem}); skipping it.")
+    raise FileNotFoundError(f"{output_dir} has no complete checkpoint to resume from; use another output_dir.")
+
+
+def resume_hint(output_dir: str | Path) -> str:
+    """Return a sentence that says how to resume a run that ended early."""
+    complete = list_checkpoints(output_dir, complete=True)
+    if not complete:
+        return f"{output_dir} has no complete checkpoint: restart, with a smaller save_steps if runs end early."
+    return f"Resume from {complete[0]} with --resume_from_checkpoint true (resume_from_checkpoint=True)."
 
 
 def write_manifest(checkpoint: str | Path) -> None:
-    """
-    Lists all files of a checkpoint with their sizes, and brings them to the disk. Call it when all else is written.
-
-    Args:
-        checkpoint (`str` or `Path`):
-            Folder of the checkpoint.
-    """
+    """List the files of a checkpoint with their sizes. Call it when all other files are written."""
     checkpoint = Path(checkpoint)
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-    (checkpoint / MANIFEST).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
-    folders = {path.parent for path in files}
-    for path in [*files, checkpoint / MANIFEST, *folders]:
-        fsync_path(path)
+    write_json(checkpoint / MANIFEST, {"files": sizes}, indent=1)
 
 
 def checkpoint_problem(checkpoint: str | Path) -> str | None:
     """
-    Says what is wrong with a checkpoint, or `None` when it is whole: every file of its manifest has its size, and
-    every file of a known kind opens. Checkpoints without a manifest (saved by other trainers) are checked by what a
-    checkpoint must hold.
+    Say what is wrong with a checkpoint.
+
+    A complete checkpoint has every file of its manifest in full size, and files of known formats open. Checkpoints
+    without a manifest, saved by other trainers, must have the files that a checkpoint needs.
 
     Args:
         checkpoint (`str` or `Path`):
             Folder that a trainer saved.
 
     Returns:
-        `str` or `None`: Names the file.
+        `str` or `None`: Names the file. `None` if the checkpoint is complete.
     """
     checkpoint = Path(checkpoint)
     try:
@@ -117,25 +116,25 @@ def _manifest_problem(checkpoint: Path) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes and had {size} when it was saved"
+            return f"{name} has {path.stat().st_size} bytes, expected {size}"
     return None
 
 
 def _missing_part(checkpoint: Path) -> str | None:
     if not any(next(checkpoint.glob(pattern), None) for pattern in WEIGHTS):
-        return "it holds no weights"
+        return "it has no weights"
     for index in checkpoint.glob("*.safetensors.index.json"):
         try:
             shards = set(json.loads(index.read_text())["weight_map"].values())
         except (ValueError, KeyError) as error:
             return f"{index.name}: {error}"
         if missing := sorted(name for name in shards if not (checkpoint / name).is_file()):
-            return f"{missing[0]} is missing, which {index.name} names"
-    if any(next(checkpoint.glob(pattern), None) for pattern in _SHARDED):
+            return f"{missing[0]}, listed in {index.name}, is missing"
+    if any(next(checkpoint.glob(pattern), None) for pattern in _SHARDED):  # DeepSpeed and FSDP have other files
         return None
-    parts = {name: bool(list(checkpoint.glob(name))) for name in ("optimizer.pt", "scheduler.pt", "rng_state*.pth")}
-    absent = [name for name, there in parts.items() if not there]
-    return f"{absent[0]} is missing" if 0 < len(absent) < len(parts) else None  # none at all with save_only_model
+    absent = [name for name in _STATE_FILES if not any(checkpoint.glob(name))]
+    # save_only_model leaves out all of them
+    return f"{absent[0]} is missing" if 0 < len(absent) < len(_STATE_FILES) else None
 
 
 def _unreadable_file(checkpoint: Path) -> str | None:
@@ -147,25 +146,8 @@ def _unreadable_file(checkpoint: Path) -> str | None:
                 with safe_open(path, framework="pt"):  # checks the header against the file's size
                     pass
             elif path.suffix in (".pt", ".pth", ".bin"):
-                with zipfile.ZipFile(path):  # its directory stands at the end
+                with zipfile.ZipFile(path):  # its directory is at the end of the file
                     pass
         except (SafetensorError, ValueError, zipfile.BadZipFile) as error:
             return f"{path.relative_to(checkpoint).as_posix()}: {error}"
     return None
-
-
-def resume_hint(output_dir: str | Path) -> str:
-    """
-    Says from where a run that ended can be resumed.
-
-    Args:
-        output_dir (`str` or `Path`):
-            Folder of the run.
-
-    Returns:
-        `str`: A sentence.
-    """
-    whole = list_checkpoints(output_dir, whole=True)
-    if not whole:
-        return f"{output_dir} holds no whole checkpoint: start anew, with a smaller save_steps if runs end early."
-    return f"{whole[0]} is whole; go on from it by --resume_from_checkpoint true (resume_from_checkpoint=True)."

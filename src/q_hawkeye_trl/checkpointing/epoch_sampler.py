@@ -10,20 +10,15 @@ from trl.trainer.utils import RepeatSampler
 
 class EpochSampler(Sampler):
     """
-    Draws from TRL's sampler the permutation that belongs to the epoch. By itself that sampler draws one after another
-    and starts anew with the first, so that a run resumed in its second epoch would see the first one's order: some
-    prompts twice, others not at all.
+    Draw from TRL's sampler the permutation that belongs to the epoch.
 
-    Args:
-        sampler ([`~trl.trainer.utils.RepeatSampler`]):
-            TRL's sampler, not yet iterated.
-        epoch (`Callable[[], float | None]`):
-            Epochs done when the next iteration starts, `None` before training.
+    TRL's sampler restarts with its first permutation. A run resumed in its second epoch would see the order of the
+    first one: some prompts twice, others not at all.
     """
 
     def __init__(self, sampler: RepeatSampler, epoch: Callable[[], float | None]):
         self.sampler = sampler
-        self._epoch = epoch
+        self._epoch = epoch  # completed epochs, `None` before training
         self._drawn = 0
 
     def __len__(self) -> int:

@@ -12,11 +12,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 
 from ..trl_compat import EXACT_RESUME, optional_part
-from .checkpoint_files import checkpoint_problem, last_whole_checkpoint
+from .checkpoint_files import checkpoint_problem, last_complete_checkpoint
 from .epoch_sampler import EpochSampler
 from .full_weights import has_full_weights, load_full_weights
-from .run_state import read_progress, restore_progress, save_progress
-from .staging import STAGING, clear_staging, explained_write_errors, finish_checkpoint, take_own_share
+from .run_state import read_run_state, restore_run_state, save_run_state
+from .staging import STAGING, clear_staging, explained_write_errors, publish_checkpoint, publish_node_share
 from .stop_on_signal import StopOnSignalCallback, shield_workers_from_signals
 
 
@@ -32,18 +32,18 @@ class ExactResumeMixin(GRPOTrainer):
     """
 
     _staging: str | None = None
-    _resumed: tuple[str, dict[str, Any]] | None = None  # checkpoint and its progress, until that is restored
-    _went_on = False
+    _resumed: tuple[str, dict[str, Any]] | None = None  # checkpoint and its run state, until that is restored
+    _is_resumed = False
     _knows_all_losses = True
 
     # Resuming
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         checkpoint = self._choose_checkpoint(resume_from_checkpoint)
-        progress = None if checkpoint is None else read_progress(self, checkpoint)
-        self._went_on = checkpoint is not None
-        self._resumed = None if checkpoint is None or progress is None else (checkpoint, progress)
-        self._knows_all_losses = checkpoint is None or progress is not None
+        state = None if checkpoint is None else read_run_state(self, checkpoint)
+        self._is_resumed = checkpoint is not None
+        self._resumed = None if checkpoint is None or state is None else (checkpoint, state)
+        self._knows_all_losses = checkpoint is None or state is not None
         if self.args.should_save:
             clear_staging(self.args.output_dir)
         try:
@@ -66,15 +66,15 @@ class ExactResumeMixin(GRPOTrainer):
         return EpochSampler(super()._get_train_sampler(dataset), lambda: self.state.epoch)
 
     def _choose_checkpoint(self, wanted: str | bool | None) -> str | None:
-        """The whole checkpoint to resume from: chosen by the main process, the same for all."""
+        """The complete checkpoint to resume from, chosen by the main process for all ranks."""
         if not wanted:
             return None
         choice: list = [None, None]
         if self.accelerator.is_main_process:
             try:
-                choice[0] = str(last_whole_checkpoint(self.args.output_dir) if wanted is True else wanted)
+                choice[0] = str(last_complete_checkpoint(self.args.output_dir) if wanted is True else wanted)
                 if problem := checkpoint_problem(choice[0]):
-                    choice[1] = f"{wanted} is not a whole checkpoint ({problem}); name another one."
+                    choice[1] = f"{wanted} is not a complete checkpoint ({problem}); use another one."
             except FileNotFoundError as error:
                 choice[1] = str(error)
         checkpoint, problem = broadcast_object_list(choice)
@@ -86,39 +86,39 @@ class ExactResumeMixin(GRPOTrainer):
         super()._load_callback_state()
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
-                # transformers restores them on request only, and then with the arguments of then: the patience of an
-                # EarlyStoppingCallback is the caller's, how much of it is used up is the run's
+                # transformers' restore_callback_states_from_checkpoint replaces the callback by one with the saved
+                # arguments. The caller's arguments (the patience) are kept here, and the run's counters restored.
                 saved = self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
                 if isinstance(saved, dict):
                     for name, value in saved.get("attributes", {}).items():
                         setattr(callback, name, value)
 
-    def _restore_progress(self) -> None:
+    def _restore_run_state(self) -> None:
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
-            restore_progress(self, *resumed)
+            restore_run_state(self, *resumed)
             if resumed[1]["own"] is not None:
                 self._restore_own_state(resumed[1]["own"])
 
     def _run_epoch(self, *args, **kwargs):
-        self._restore_progress()
-        if self.state.global_step >= self.state.max_steps:  # a finished run: transformers would add a step
+        self._restore_run_state()
+        if self.state.global_step >= self.state.max_steps:  # a finished run; transformers would add a step
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
-        if skip_scheduler and self._went_on:  # eval_on_start: the start lies behind
+        if skip_scheduler and self._is_resumed:  # eval_on_start was done at the start of the run
             return {}
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def _finalize_training(self, *args, **kwargs):
-        self._restore_progress()
+        self._restore_run_state()
         output = super()._finalize_training(*args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def log(self, logs, start_time=None):
-        # of the whole run, where transformers takes the steps since the last start
+        # the mean over the run; transformers averages over the steps since the last start
         if "train_loss" in logs and self._knows_all_losses:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 0.001)
         super().log(logs, start_time)
@@ -148,30 +148,30 @@ class ExactResumeMixin(GRPOTrainer):
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
-        save_progress(self, output_dir, self._own_state() if hasattr(self, "_own_state") else None)
+        save_run_state(self, output_dir, self._own_state() if hasattr(self, "_own_state") else None)
 
     def _save_checkpoint(self, model, trial):
         run_dir, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.push_to_hub:  # uploads go on from the folder while training does: it can't be moved
+        if self.args.push_to_hub:  # background uploads read the folder, so it can't be moved
             super()._save_checkpoint(model, trial)
             return
         with explained_write_errors(name, run_dir):
             if self.args.should_save:
                 clear_staging(run_dir)
-                # other nodes may remember the folder that was removed; one of its name they find
+                # other nodes may have cached that the folder was removed; they find a new one of its name
                 os.makedirs(os.path.join(run_dir, STAGING, name))
-            self.accelerator.wait_for_everyone()  # no rank writes before that is done
+            self.accelerator.wait_for_everyone()  # before any rank writes
             with self._writing_to(os.path.join(run_dir, STAGING)):
                 super()._save_checkpoint(model, trial)
             self._name_best_checkpoint(run_dir, name)
-            self.accelerator.wait_for_everyone()  # all ranks' files are there
+            self.accelerator.wait_for_everyone()  # until all ranks have written
             if self.args.should_save:
                 self.state.save_to_json(os.path.join(run_dir, STAGING, name, TRAINER_STATE_NAME))
-                finish_checkpoint(run_dir, name)
+                publish_checkpoint(run_dir, name)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_local_main_process and not self.args.should_save:
-                take_own_share(run_dir, name)
-        if self.args.should_save:  # only now that the new one is whole
+                publish_node_share(run_dir, name)
+        if self.args.should_save:  # only now that the new one is complete
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=self.args.save_total_limit,
@@ -188,7 +188,7 @@ class ExactResumeMixin(GRPOTrainer):
             self._staging = None
 
     def _name_best_checkpoint(self, run_dir: str, name: str) -> None:
-        """As transformers does it, which looked for the best checkpoint in the wrong folder."""
+        """Set `best_model_checkpoint`, which transformers looked for in the staging folder."""
         if not self.state.best_global_step:
             return
         best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"

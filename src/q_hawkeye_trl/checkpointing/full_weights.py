@@ -1,4 +1,4 @@
-"""Loading the weights of a checkpoint back into a live model, completely or not at all."""
+"""Loading a checkpoint's weights into a live model, completely or not at all."""
 
 import copy
 from collections.abc import Iterable
@@ -12,41 +12,22 @@ _WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGH
 
 
 def has_full_weights(checkpoint: str | Path) -> bool:
-    """
-    Tells whether a checkpoint folder holds a whole model (and not an adapter or a DeepSpeed or FSDP shard folder).
-
-    Args:
-        checkpoint (`str` or `Path`):
-            Folder that the trainer saved.
-
-    Returns:
-        `bool`
-    """
+    """Tell whether a checkpoint has a full model, not an adapter or shards of DeepSpeed or FSDP."""
     return any((Path(checkpoint) / name).is_file() for name in _WEIGHT_FILES)
 
 
 def load_full_weights(model: PreTrainedModel, checkpoint: str | Path) -> None:
     """
-    Loads the weights of a checkpoint into `model`, in place.
+    Load the weights of a checkpoint in place. Raise `ValueError` for missing, unexpected and mismatched parameters.
 
-    `Trainer` loads the file's tensors with `strict=False`, but `save_pretrained` renames the keys of Qwen2-VL,
-    Qwen2.5-VL, Gemma 3, LLaVA and InternVL, so that training would go on from the start weights with only a warning.
-    `from_pretrained` knows the names.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Model to load into.
-        checkpoint (`str` or `Path`):
-            Folder that the trainer saved.
-
-    Raises:
-        `ValueError`: Parameters are missing from the checkpoint, unexpected or of another shape.
+    `Trainer` loads with `strict=False`, but `save_pretrained` renames the keys of Qwen2-VL, Qwen2.5-VL, Gemma 3, LLaVA
+    and InternVL: training would restart from the initial weights with only a warning. `from_pretrained` maps them.
     """
     loaded, report = type(model).from_pretrained(
         checkpoint,
-        config=copy.deepcopy(model.config),  # the live model's shapes, so that others are reported and not adopted
+        config=copy.deepcopy(model.config),  # the live model's shapes, so that other shapes are reported
         ignore_mismatched_sizes=True,
-        attn_implementation="eager",  # runs nothing; others complain about float32 or the CPU
+        attn_implementation="eager",  # nothing runs; others complain about float32 or the CPU
         dtype=_dtype_for(model),
         output_loading_info=True,
     )
@@ -60,7 +41,7 @@ def load_full_weights(model: PreTrainedModel, checkpoint: str | Path) -> None:
 
 
 def _dtype_for(model: torch.nn.Module) -> torch.dtype:
-    """The live model's, since every rank of a node holds the copy; for a mixture float32, which holds all exactly."""
+    """The live model's type, since every rank of a node holds the copy; float32 for mixed types."""
     dtypes = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 

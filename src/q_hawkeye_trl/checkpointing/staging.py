@@ -1,4 +1,4 @@
-"""A checkpoint is written beside its place and moved there when it is whole: a crash leaves none half written."""
+"""Checkpoints are written in a staging folder and moved when complete: a crash leaves no partial one."""
 
 import contextlib
 import os
@@ -9,58 +9,51 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import CheckpointWriteError
-from ..io.atomic import fsync_path
+from ..io.publication import move_folder
 from .checkpoint_files import MANIFEST, resume_hint, write_manifest
 
 STAGING = ".checkpoint-in-writing"
-"""Folder, in that of the run, in which a checkpoint is written; whatever is found there is left over from a crash."""
+"""Folder inside the run's folder in which a checkpoint is written. What a crash leaves there is removed."""
 
 _TORCH_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream", "file write failed")
 
 
 def clear_staging(run_dir: str | Path) -> None:
-    """
-    Removes what a crash left half written.
-
-    Args:
-        run_dir (`str` or `Path`):
-            Folder of the run.
-    """
+    """Remove partial checkpoints."""
     shutil.rmtree(Path(run_dir) / STAGING, ignore_errors=True)
 
 
-def move_into_place(run_dir: str | Path, name: str) -> None:
-    """
-    Moves a checkpoint that is written to its end to its place; one of the same name gives way.
+def publish_checkpoint(run_dir: str | Path, name: str) -> None:
+    """Write the manifest of a staged checkpoint and move it to its place, replacing one of the same name."""
+    write_manifest(Path(run_dir) / STAGING / name)
+    _move(Path(run_dir), name)
 
-    Args:
-        run_dir (`str` or `Path`):
-            Folder of the run.
-        name (`str`):
-            Name of the checkpoint, which lies in the folder `STAGING`.
+
+def publish_node_share(run_dir: str | Path, name: str) -> None:
     """
-    staging, final = Path(run_dir) / STAGING, Path(run_dir) / name
+    Move the files of a node that has a disk of its own.
+
+    On a shared disk the main process has already moved the complete checkpoint, recognized by its manifest. There a
+    network file system may still show the staging folder to other nodes for a while.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / name / MANIFEST).is_file() and (run_dir / STAGING / name).is_dir():
+        _move(run_dir, name)
+
+
+def _move(run_dir: Path, name: str) -> None:
+    staging, final = run_dir / STAGING, run_dir / name
     if final.exists():
         os.replace(final, staging / f"{name}-before")
-    os.replace(staging / name, final)
-    for folder in (final, final.parent):
-        fsync_path(folder)
+    move_folder(staging / name, final)
     clear_staging(run_dir)
 
 
 @contextlib.contextmanager
 def explained_write_errors(what: str, run_dir: str | Path) -> Iterator[None]:
     """
-    Turns the errors of a failed write into one that says what to do, and frees what was half written.
-
-    Args:
-        what (`str`):
-            What is written.
-        run_dir (`str` or `Path`):
-            Folder of the run.
-
-    Raises:
-        [`~errors.CheckpointWriteError`]: In place of the `OSError`, `SafetensorError` or `RuntimeError` of the writer.
+    Raise `CheckpointWriteError`, which says what to do, instead of the writer's `OSError`, `SafetensorError` or
+    `RuntimeError`, and remove what was partially written.
     """
     try:
         yield
@@ -69,41 +62,10 @@ def explained_write_errors(what: str, run_dir: str | Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(mark in text for mark in _TORCH_WRITE_ERRORS):
             raise
         free = shutil.disk_usage(run_dir).free / 2**20
-        if isinstance(error, RuntimeError) and free < 1:  # torch tells positions in its file
+        if isinstance(error, RuntimeError) and free < 1:  # torch reports positions in its file
             text = "no space left"
         clear_staging(run_dir)
         raise CheckpointWriteError(
-            f"{what} could not be written to {run_dir} ({text}; {free:.1f} MiB were free). Make room, for example by "
-            f"a smaller save_total_limit or another disk. {resume_hint(run_dir)}"
+            f"{what} could not be written to {run_dir} ({text}; {free:.1f} MiB were free). Free some space, for "
+            f"example with a smaller save_total_limit, or use another disk. {resume_hint(run_dir)}"
         ) from error
-
-
-def finish_checkpoint(run_dir: str | Path, name: str) -> None:
-    """
-    Writes the manifest of a checkpoint in `STAGING`, brings its files to the disk and moves it to its place.
-
-    Args:
-        run_dir (`str` or `Path`):
-            Folder of the run.
-        name (`str`):
-            Name of the checkpoint.
-    """
-    write_manifest(Path(run_dir) / STAGING / name)
-    move_into_place(run_dir, name)
-
-
-def take_own_share(run_dir: str | Path, name: str) -> None:
-    """
-    Moves what a node with a disk of its own has of a checkpoint to its place; does nothing where the main process has
-    moved the whole, on a disk that all nodes share. Its manifest tells: over a network file system a node may still
-    see the folder in `STAGING` for a while after it was moved.
-
-    Args:
-        run_dir (`str` or `Path`):
-            Folder of the run.
-        name (`str`):
-            Name of the checkpoint.
-    """
-    run_dir = Path(run_dir)
-    if not (run_dir / name / MANIFEST).is_file() and (run_dir / STAGING / name).is_dir():
-        move_into_place(run_dir, name)

@@ -1,4 +1,4 @@
-"""`StopOnSignalCallback`: what schedulers send before they kill ends a run with a checkpoint."""
+"""`StopOnSignalCallback`: the signal that schedulers send before they kill ends a run with a checkpoint."""
 
 import os
 import signal
@@ -21,16 +21,17 @@ from .checkpoint_files import resume_hint
 logger = logging.get_logger(__name__)
 
 SECOND_SIGNAL_AFTER = 3.0
-"""Seconds within which a signal that comes again counts as the same: a scheduler and a launcher may both send it."""
+"""Seconds within which a repeated signal counts as the same: a scheduler and a launcher may both send it."""
 
 
 class StopOnSignalCallback(TrainerCallback):
     """
-    Ends a run on SIGTERM: the step under way is finished, with the evaluation that belongs to it, a checkpoint is
-    saved, and `trainer.train()` raises [`~errors.TrainingInterrupted`], which ends the process with status 143 where
-    nobody catches it. One rank that gets the signal is enough; all stop after the same step. A second signal, seconds
-    later, ends the process at once, as does Ctrl-C. Before the first and after the last step, and once an error ended
-    the run, signals do what they do without this callback.
+    End a run on SIGTERM with a checkpoint.
+
+    The current step is finished, with its evaluation, and a checkpoint is saved. Then `trainer.train()` raises
+    [`~errors.TrainingInterrupted`]; uncaught, it ends the process with status 143. A signal on one rank stops all
+    ranks after the same step. A second signal, seconds later, ends the process at once, as does Ctrl-C. Before the
+    first step, after the last one and after an error, signals have their usual effect.
 
     Args:
         signals (`Sequence[signal.Signals]`, *optional*, defaults to SIGTERM and SIGUSR1):
@@ -46,15 +47,18 @@ class StopOnSignalCallback(TrainerCallback):
     ```
     """
 
+    # transformers' JITCheckpointCallback (enable_jit_checkpoint) loses guarantees: its ranks don't agree on a step, it
+    # can save inside a step or before the step's evaluation, and `train` returns as if the run were finished.
+
     def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGUSR1)):
         self.signals = tuple(signals)
-        self._before: dict[int, object] = {}  # handlers that stood there
-        self._came: tuple[int, float] | None = None  # signal and time
-        self._stops = 0  # the signal on which all ranks agreed
-        self._strategy: SaveStrategy | None = None  # the caller's, while another one stands in for it
+        self._before: dict[int, object] = {}  # the caller's handlers
+        self._came: tuple[int, float] | None = None  # signal and time of arrival
+        self._stops = 0  # the signal that all ranks agreed on
+        self._strategy: SaveStrategy | None = None  # the caller's, while replaced
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._came, self._stops = None, 0  # of a run that was stopped and goes on in the same process
+        self._came, self._stops = None, 0  # left by a run stopped in this process
 
     def on_step_begin(self, args, state, control, **kwargs):
         if not self._before and threading.current_thread() is threading.main_thread():
@@ -62,14 +66,14 @@ class StopOnSignalCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         own = self._came[0] if self._came else 0
-        # one rank's signal is every rank's; a rank alone would leave the others waiting
+        # all ranks stop together: one alone would leave the others waiting
         self._stops = int(gather(torch.tensor([own], device=args.device)).max()) if args.world_size > 1 else own
         if self._stops:
             control.should_save = True
 
     def on_evaluate(self, args, state, control, **kwargs):
         if self._stops and args.save_strategy == SaveStrategy.BEST:
-            # BEST would save only if this evaluation is the best one
+            # BEST saves only if this evaluation is the best one
             self._strategy, args.save_strategy = args.save_strategy, SaveStrategy.STEPS
 
     def on_save(self, args, state, control, **kwargs):
@@ -87,7 +91,7 @@ class StopOnSignalCallback(TrainerCallback):
         self.restore_handlers()
 
     def restore_handlers(self) -> None:
-        """Puts back the handlers that stood before the first step; the trainer calls it when an error ends a run."""
+        """Restore the handlers from before the first step. The trainer calls it if an error ends a run."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._before = {}
@@ -103,16 +107,11 @@ class StopOnSignalCallback(TrainerCallback):
 
 def shield_workers_from_signals(loader: DataLoader, signals: Collection[signal.Signals]) -> None:
     """
-    Lets signals that reach a whole process group or job pass by the workers of a data loader: a worker that one of
-    them ends takes the run with it, before the step is finished and saved. Only the training process, and its end, end
-    workers. On systems without `sigwaitinfo` (macOS, Windows) nothing changes, and in the moment between a worker's
-    fork and its first lines it is not protected yet.
+    Make the workers of a data loader ignore signals that are sent to a whole process group or job.
 
-    Args:
-        loader (`DataLoader`):
-            Loader before its first iteration, changed in place.
-        signals (`Collection[signal.Signals]`):
-            Signals that end the run.
+    A worker that dies ends the run before the step is finished and saved. Signals from the training process, and its
+    end, still end workers. Systems without `sigwaitinfo` (macOS, Windows) are unchanged. A worker is not yet
+    protected between its fork and its first lines.
     """
     if signals and hasattr(signal, "sigwaitinfo"):
         loader = getattr(loader, "base_dataloader", loader)  # what accelerate's loaders wrap

@@ -6,16 +6,18 @@ import typer
 
 from .. import __version__
 from . import prepare
+from .ablate import ablate
 from .doctor import doctor
 from .evaluate import evaluate
 from .merge import merge
 from .pair import pair
 from .review import review
 from .score import score
+from .train import train
 
 app = typer.Typer(
     name="q-hawkeye",
-    help="Image quality assessment with vision-language models: data, degraded pairs, scores, evaluation.",
+    help="Image quality assessment with vision-language models: data, training, scores, evaluation.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -39,6 +41,11 @@ def _options(
     """Options before the command."""
 
 
+# commands that read their options with TRL's parser
+_PARSES_ITSELF = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+app.command(context_settings=_PARSES_ITSELF, add_help_option=False)(train)
+app.command(context_settings=_PARSES_ITSELF, add_help_option=False)(ablate)
 app.command()(score)
 app.command()(merge)
 app.command()(evaluate)

@@ -61,7 +61,7 @@ def _print(result: "Examination") -> None:
     from rich.text import Text
 
     from ..doctor import LEVELS
-    from ..run_facts.log import describe_facts
+    from ..run_facts.launches import describe_facts
 
     console, facts, findings = Console(highlight=False), Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
     for name, fact in describe_facts(result.facts).items():

@@ -1,33 +1,33 @@
 """`q-hawkeye evaluate`: correlations and errors against mean opinion scores, with intervals, tables and a page."""
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .score import SOME_UNREADABLE
+from .score import (
+    ATTENTION,
+    BACKEND,
+    BATCH_SIZE,
+    DEVICE,
+    DTYPE,
+    LENGTH,
+    MODEL,
+    OVERWRITE,
+    PIXELS,
+    REMOTE_CODE,
+    ROLLOUTS,
+    SOME_UNREADABLE,
+    reported_interrupt,
+    scoring_job,
+)
 
 Range = tuple[float, float]
 
-
 # Options that belong to one of the two ways to get scores; given with the other they would do nothing.
-_OF_DATA = [
-    "model",
-    "split",
-    "rollouts",
-    "batch_size",
-    "max_new_tokens",
-    "max_pixels",
-    "dtype",
-    "device",
-    "attn_implementation",
-    "backend",
-    "trust_remote_code",
-    "out",
-]
-_OF_FILES = ("score_range", "mos_range")
+_OF_DATA = ["model", "split", "rollouts", "batch_size", "max_new_tokens", "max_pixels", "dtype", "device"]
+_OF_DATA += ["attn_implementation", "backend", "trust_remote_code", "out"]
 
 
 def evaluate(
@@ -42,9 +42,7 @@ def evaluate(
     data: Annotated[
         list[str] | None, typer.Option(help="Folder of prepared data, whose images --model scores first.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Folder or Hub name of a model or a LoRA adapter. Without it a bundled toy.")
-    ] = None,
+    model: Annotated[str | None, MODEL] = None,
     preset: Annotated[
         str | None, typer.Option(help="Protocol of a paper: deqa, pyiqa or mr-iqa (split, labels, fit).")
     ] = None,
@@ -59,54 +57,48 @@ def evaluate(
         str | None, typer.Option(help="JSONL of scores and labels to write with --data; --scores reads it again.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of --data. By default the preset's, else test.")] = None,
-    score_range: Annotated[Range, typer.Option(metavar="WORST BEST", help="Scale of the scores in --scores.")] = (
-        1.0,
-        5.0,
-    ),
+    score_range: Annotated[
+        Range | None, typer.Option(metavar="WORST BEST", help="Scale of the scores in --scores.")
+    ] = (None),
     mos_range: Annotated[
-        Range, typer.Option(metavar="WORST BEST", help="Scale of the MOS in --scores; 1 0 where lower is better.")
-    ] = (1.0, 5.0),
+        Range | None,
+        typer.Option(metavar="WORST BEST", help="Scale of the MOS, if not 1 5; 1 0 where lower is better."),
+    ] = None,
     draws: Annotated[int, typer.Option(min=2, help="Draws of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws and of sampled answers.")] = 0,
     pictures: Annotated[int, typer.Option(min=0, help="Worst cases of each set on the page.")] = 100,
-    rollouts: Annotated[
-        int | None, typer.Option(min=1, help="Answers to each image, sampled. Without it one greedy answer.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Answers generated at once.")] = 64,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Largest image that the model sees.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="For example cpu or cuda:1. By default the accelerator, if there is one.")
-    ] = None,
-    attn_implementation: Annotated[str | None, typer.Option(help="For example flash_attention_2.")] = None,
-    backend: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing outputs and unfinished scores.")
-    ] = False,
+    rollouts: Annotated[int | None, ROLLOUTS] = None,
+    batch_size: Annotated[int, BATCH_SIZE] = 64,
+    max_new_tokens: Annotated[int, LENGTH] = 1024,
+    max_pixels: Annotated[int | None, PIXELS] = None,
+    dtype: Annotated[str | None, DTYPE] = None,
+    device: Annotated[str | None, DEVICE] = None,
+    attn_implementation: Annotated[str | None, ATTENTION] = None,
+    backend: Annotated[str, BACKEND] = "transformers",
+    trust_remote_code: Annotated[bool, REMOTE_CODE] = False,
+    overwrite: Annotated[bool, OVERWRITE] = False,
 ) -> None:
     """
     Evaluate scores against mean opinion scores.
 
-    PLCC raw and after the 4-parameter logistic fit, SRCC, KRCC, RMSE and MAE, each with a 95% interval, by reference
-    where there is a `group` column; the share of answers with a score, and the figures with failures counted as 3;
-    what the spread says of the error. Exit status: 0, 3 if some images could not be read, 1 for bad input.
+    PLCC raw and after the 4-parameter logistic fit, SRCC, KRCC, RMSE and MAE on the scale of 1 to 5, each with a 95%
+    interval, by reference if there is a `group` column; the share of answers with a score, and the figures with
+    failures counted as 3; how well the spread predicts the error. Exit status: 0, 3 if some images could not be read,
+    1 for bad input.
     """
     from ..evaluation.public_sets import get_preset
-    from ..evaluation.score_tables import read_tables
-    from ..files import check_outputs
+    from ..evaluation.score_tables import SCALE, read_tables
+    from ..io.outputs import check_outputs
 
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     scores, data = _inputs(scores, data, further, given)
     protocol = None if preset is None else get_preset(preset)
     check_outputs(json_out, markdown_out, html, out, overwrite=overwrite)
-    ranges = {"score_range": score_range, "mos_range": mos_range}
-    others = [table for file in compare or () for table in read_tables(file, **ranges)]
-    job: dict[str, Any] = {
+    ranges = {"score_range": score_range or SCALE, "mos_range": mos_range or SCALE}
+    analysis: dict[str, Any] = {
         "preset": protocol,
-        "others": others,
+        "others": [table for file in compare or () for table in read_tables(file, **ranges)],
         "other_name": ", ".join(Path(file).stem for file in compare or ()),
         "published": published,
         "draws": draws,
@@ -115,23 +107,50 @@ def evaluate(
     outputs = {"json": json_out, "markdown": markdown_out, "html": html, "pictures": pictures}
     if scores:
         tables = [table for file in scores for table in read_tables(file, **ranges)]
-        _report(tables, job, outputs, {"scores": ", ".join(Path(file).name for file in scores)})
+        _report(tables, analysis, outputs, {"scores": ", ".join(Path(file).name for file in scores)})
         return
-    asked = {
-        "rollouts": rollouts,
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "max_pixels": max_pixels,
-        "dtype": dtype,
-        "backend": backend,
-    }
-    loading = {
-        "batch_size": batch_size,
-        "device": device,
-        "attn_implementation": attn_implementation,
-        "trust_remote_code": trust_remote_code,
-    }
-    _score_and_report(data, model, split, out, overwrite, asked, loading, job, outputs)
+
+    from ..evaluation.results import matched
+    from ..scoring.labelled import find_labelled, held_out_figures, tables_of, unscored_tables, write_rows
+
+    images = find_labelled(data, split=split, preset=protocol)
+    job, question = scoring_job(
+        model,
+        asked={},
+        max_pixels=max_pixels,
+        sampling={"rollouts": rollouts, "seed": seed, "max_new_tokens": max_new_tokens},
+        loading={"dtype": dtype, "backend": backend},
+        placing={"batch_size": batch_size, "device": device, "attn_implementation": attn_implementation},
+        trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+    )
+    ends = {"mos_range": mos_range}
+    # before hours are spent on the scores
+    matched(unscored_tables(images, question, **ends), analysis["others"], analysis["other_name"])
+    with reported_interrupt(job, out), job.scored(images.sources, out) as finished:
+        if finished is None:
+            return
+        scored = list(finished.scored(images.sources))
+        tables, rows = tables_of(images, scored, question, **ends)
+        if out is not None:
+            write_rows(out, rows)
+    answers = "greedy" if rollouts is None else f"{rollouts} rollouts"
+    by_image = {(label["dataset"], label["image_id"]): each for label, each in zip(images.labels, scored, strict=True)}
+    _report(
+        tables,
+        analysis,
+        outputs,
+        {"model": job.settings["model"], "answers": answers},
+        held_out=held_out_figures(images, scored, question, sampled=rollouts is not None),
+        scored=by_image,
+        picture_of=images.picture,
+    )
+    if out is not None:
+        print(f"wrote {out}")
+    broken = sum(each.error is not None for each in scored)
+    if broken:
+        print(f"{broken} of {len(scored)} images could not be read.", file=sys.stderr)
+        raise typer.Exit(SOME_UNREADABLE)
 
 
 def _inputs(
@@ -143,96 +162,38 @@ def _inputs(
     idle = [name for name in _OF_DATA if scores and name in given]
     if idle:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-        raise ValueError(f"--scores needs no {options}: the file holds its scores; --data DIR… has images to score.")
-    idle = [name for name in _OF_FILES if data and name in given and "compare" not in given]
-    if idle:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-        raise ValueError(f"{options} names a scale in the files of --scores or --compare; --data has its own, 1 to 5.")
+        raise ValueError(f"--scores needs no {options}: the file has its scores; --data DIR… has images to score.")
+    if data and "score_range" in given and "compare" not in given:
+        raise ValueError("--score-range is the scale in the files of --scores or --compare; --data has the model's.")
     more = list(further or ())
     return (scores + more, []) if scores else ([], (data or []) + more)
 
 
-def _score_and_report(
-    data: list[str],
-    model: str | None,
-    split: str | None,
-    out: str | None,
-    overwrite: bool,
-    asked: dict,
-    loading: dict,
-    job: dict,
-    outputs: dict,
+def _report(
+    tables: list, analysis: dict, outputs: dict, facts: dict, held_out: dict[str, dict] | None = None, **page: Any
 ) -> None:
-    from ..evaluation.results import matched
-    from ..report.labelled import find_labelled, score_labelled, tables_of, unscored_tables, write_rows
-    from ..scoring.run import model_stamp, scores_folder
-    from .scorers import chosen_policy, launched_processes, make_scorer
-
-    images = find_labelled(data, split=split, preset=job["preset"])
-    matched(unscored_tables(images), job["others"], job["other_name"])  # before hours are spent on the scores
-    processes, own_device = launched_processes()
-    loading["device"] = loading["device"] or own_device
-    policy, name = chosen_policy(model, first=processes.number == 0)
-    try:
-        with scores_folder(out, processes) as folder:
-            scored = score_labelled(
-                images,
-                lambda: make_scorer(policy, **asked, **loading),
-                settings={"model": name, "weights": model_stamp(policy), **asked},
-                folder=folder,
-                overwrite=overwrite,
-                processes=processes,
-                say=lambda text: print(text, file=sys.stderr),
-            )
-            if scored is None:  # not the first process
-                return
-            tables, rows = tables_of(images, scored)
-            if out is not None:
-                write_rows(out, rows)
-                shutil.rmtree(folder, ignore_errors=True)
-    except KeyboardInterrupt:
-        if processes.number == 0:
-            goes_on = "." if out is None else "; the same command goes on with what is done."
-            print(f"\nInterrupted{goes_on}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    facts = {"model": name, "answers": "greedy" if asked["rollouts"] is None else f"{asked['rollouts']} rollouts"}
-    by_image = {(label["dataset"], label["image_id"]): each for label, each in zip(images.labels, scored, strict=True)}
-    _report(tables, job, outputs, facts, scored=by_image, picture_of=images.picture)
-    if out is not None:
-        print(f"wrote {out}")
-    broken = sum(each.error is not None for each in scored)
-    if broken:
-        print(f"{broken} of {len(scored)} images could not be read.", file=sys.stderr)
-        raise typer.Exit(SOME_UNREADABLE)
-
-
-def _report(tables: list, job: dict, outputs: dict, facts: dict, **page: Any) -> None:
     from rich.console import Console
 
     from ..evaluation.results import as_json, evaluate_sets
-    from ..files import write_atomically, write_json
+    from ..io.atomic import write_json, write_text
     from ..report.page import write_page
     from ..report.sections import markdown_report, print_report
 
-    preset = job["preset"]
-    results = evaluate_sets(tables, **job, say=lambda name: print(f"Evaluating {name!r} …", file=sys.stderr))
+    preset = analysis["preset"]
+    results = evaluate_sets(tables, **analysis, say=lambda name: print(f"Evaluating {name!r} …", file=sys.stderr))
     print_report(results, Console(), preset)
     title = "Image quality evaluation"
     if outputs["json"] is not None:
-        write_json(outputs["json"], as_json(results, preset))
+        figures = as_json(results, preset)
+        for name, each in (held_out or {}).items():
+            figures[name]["held_out"] = each
+        write_json(outputs["json"], figures)
     if outputs["markdown"] is not None:
-        write_atomically(outputs["markdown"], markdown_report(results, title=title, preset=preset))
+        write_text(outputs["markdown"], markdown_report(results, title=title, preset=preset))
     if outputs["html"] is not None:
-        facts |= {"sets": len(results), "images": sum(len(table) for table in tables), "draws": job["draws"]}
-        write_page(
-            outputs["html"],
-            results,
-            title=title,
-            facts=facts,
-            preset=preset,
-            pictures=outputs["pictures"],
-            **page,
-        )
+        facts |= {"sets": len(results), "images": sum(len(table) for table in tables), "draws": analysis["draws"]}
+        options = {"title": title, "facts": facts, "preset": preset, "pictures": outputs["pictures"]}
+        write_page(outputs["html"], results, **options, **page)
     for kind in ("json", "markdown", "html"):
         if outputs[kind] is not None:
             print(f"wrote {outputs[kind]}")

@@ -6,66 +6,48 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..pairs.judge import JudgeSettings
-    from ..pairs.run import PairSummary
-
-_JUDGE = "Judge"
-_DECISIONS = "People's decisions"
+    from ..pairs.pair_run import PairSummary
 
 Data = Annotated[Path, typer.Option(help="Folder that `q-hawkeye prepare` (or `save_to_disk`) wrote.")]
-Out = Annotated[Path, typer.Option(help="Folder to write; it appears when it is whole.")]
+Out = Annotated[Path, typer.Option(help="Folder to write; it appears once it is complete.")]
 Degradations = Annotated[
     str,
     typer.Option(
-        help="Degradations of which each image gets one, with commas between: `motion_blur@3` (severity 1 to 5), "
-        "`gaussian_noise@2+jpeg@3`, the groups `release`, `release@strong`, `all`, `all@3`."
+        help="Degradations to draw from, separated by commas: `motion_blur@3` (severity 1 to 5), "
+        "`gaussian_noise@2+jpeg@3`, or the groups `release`, `release@strong`, `all`, `all@3`."
     ),
 ]
 Second = Annotated[
     str,
-    typer.Option(
-        help="Degradations that strengthen a pair that came out too mild, by another kind; `none` marks such pairs "
-        "only."
-    ),
+    typer.Option(help="Degradations of another kind that strengthen a pair that is too mild; `none` only marks it."),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
-MildSsim = Annotated[float, typer.Option(help="Too mild: SSIM of at least this, and …")]
-MildPsnr = Annotated[float, typer.Option(help="… PSNR (dB) of at least this.")]
-DropMild = Annotated[bool, typer.Option("--drop-mild", help="Leave out the views that are still too mild in the end.")]
-Split = Annotated[list[str] | None, typer.Option(help="Split that gets pairs (again for several); by default all.")]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many rows of each split.")]
-Workers = Annotated[int, typer.Option(help="Processes; the pixels are the same for any number.")]
+MildSsim = Annotated[float, typer.Option(help="A pair is too mild if its SSIM is at least this ...")]
+MildPsnr = Annotated[float, typer.Option(help="... and its PSNR at least this, in dB.")]
+DropMild = Annotated[bool, typer.Option("--drop-mild", help="Drop views that are still too mild in the end.")]
+Split = Annotated[list[str] | None, typer.Option(help="Split that gets pairs; repeat for several. By default all.")]
+Limit = Annotated[int | None, typer.Option(help="Maximum number of rows of each split.")]
+Workers = Annotated[int, typer.Option(help="Number of processes; the pixels don't depend on it.")]
+
+_JUDGE = {"rich_help_panel": "Judge"}
 Judge = Annotated[
     str | None,
-    typer.Option(
-        help="VLM that looks at each pair: a transformers checkpoint, or with --judge-url the model's name there.",
-        rich_help_panel=_JUDGE,
-    ),
+    typer.Option(help="VLM that judges each pair: a checkpoint, or the model's name at --judge-url.", **_JUDGE),
 ]
 JudgeUrl = Annotated[
-    str | None,
-    typer.Option(help="OpenAI-compatible endpoint, like http://127.0.0.1:8000/v1.", rich_help_panel=_JUDGE),
+    str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1.", **_JUDGE)
 ]
 JudgeKeyVariable = Annotated[
-    str | None,
-    typer.Option(
-        help="Environment variable with the endpoint's key; without it none is sent.", rich_help_panel=_JUDGE
-    ),
+    str | None, typer.Option(help="Environment variable with the endpoint's key. By default no key is sent.", **_JUDGE)
 ]
-JudgeTimeout = Annotated[float, typer.Option(help="Seconds for an answer.", rich_help_panel=_JUDGE)]
-JudgeConcurrency = Annotated[
-    int, typer.Option(help="Questions at a time of each worker to an endpoint.", rich_help_panel=_JUDGE)
-]
-Decisions = Annotated[
-    Path | None,
-    typer.Option(help="Apply the decisions of `q-hawkeye review` in this file.", rich_help_panel=_DECISIONS),
-]
+JudgeTimeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", **_JUDGE)]
+JudgeConcurrency = Annotated[int, typer.Option(help="Concurrent requests of each worker to the endpoint.", **_JUDGE)]
+
+_DECISIONS = {"rich_help_panel": "People's decisions"}
+Decisions = Annotated[Path | None, typer.Option(help="File of `q-hawkeye review` to apply.", **_DECISIONS)]
 Rejected = Annotated[
     str,
-    typer.Option(
-        help="A rejected pair loses its view (`drop`) or gets a second degradation (`strengthen`).",
-        rich_help_panel=_DECISIONS,
-    ),
+    typer.Option(help="`drop` the view of a rejected pair, or `strengthen` it by a second degradation.", **_DECISIONS),
 ]
 
 
@@ -90,15 +72,20 @@ def pair(
     rejected: Rejected = "drop",
 ) -> None:
     """
-    Make a degraded view of each image, measure how far it is from the original, and strengthen the too mild ones.
+    Make a degraded view of each image, measure its distance from the original, and strengthen views that are too mild.
 
-    The output is the data with a `degraded_image` column, for `examples/train_koniq.py --dataset`, and a manifest,
-    `pairs.parquet`. A stopped run goes on when the same command runs again; on a finished folder it tries again what
-    failed.
+    The output is the data with a `degraded_image` column, ready for training, and a manifest, `pairs.parquet`. Run the
+    same command again to resume an interrupted run, or to retry the rows that failed.
     """
-    from ..pairs.run import make_pairs
-    from ..pairs.settings import PairSettings
+    from ..pairs.judge import JudgeSettings
+    from ..pairs.pair_run import make_pairs
+    from ..pairs.pair_settings import PairSettings
 
+    if judge is None and judge_url is not None:
+        raise ValueError("--judge-url needs --judge, the name of the model there.")
+    asked = judge and JudgeSettings(
+        judge, judge_url, judge_key_variable, timeout=judge_timeout, concurrency=judge_concurrency
+    )
     settings = PairSettings(
         degradations=_names(degradations),
         second=() if second == "none" else _names(second),
@@ -108,7 +95,7 @@ def pair(
         drop_mild=drop_mild,
         splits=split or None,
         limit=limit,
-        judge=_judge_settings(judge, judge_url, judge_key_variable, judge_timeout, judge_concurrency),
+        judge=asked or None,
         decisions=decisions,
         rejected=rejected,
     )
@@ -116,18 +103,6 @@ def pair(
     _print(summary)
     if summary.unfinished:
         raise typer.Exit(1)
-
-
-def _judge_settings(
-    model: str | None, url: str | None, key_variable: str | None, timeout: float, concurrency: int
-) -> "JudgeSettings | None":
-    from ..pairs.judge import JudgeSettings
-
-    if model is not None:
-        return JudgeSettings(model, url, key_variable, timeout=timeout, concurrency=concurrency)
-    if url is not None:
-        raise ValueError("--judge-url needs --judge, the name of the model there.")
-    return None
 
 
 def _names(text: str) -> list[str]:
@@ -139,30 +114,30 @@ def _print(summary: "PairSummary") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ..pairs.manifest import VERDICTS
+    from ..pairs.pair_manifest import VERDICTS
 
     console = Console(highlight=False)
-    table = Table(title=f"{summary.rows:,} rows, {summary.made:,} of them made now", title_justify="left")
+    table = Table(title=f"{summary.rows:,} rows, {summary.made:,} made by this run", title_justify="left")
     table.add_column("verdict")
     table.add_column("rows", justify="right")
     table.add_column("meaning")
-    for verdict, count in sorted(summary.verdicts.items(), key=lambda item: -item[1]):
+    for verdict, count in summary.verdicts.most_common():
         table.add_row(verdict, f"{count:,}", VERDICTS[verdict])
     console.print(table)
     if summary.strengthened:
-        console.print(f"Too mild at first and strengthened by a second degradation: {summary.strengthened:,}")
+        console.print(f"Pairs strengthened by a second degradation: {summary.strengthened:,}")
     for image_id, note in summary.notes:
-        console.print(f"note: {escape(_short(image_id))}: {escape(note)}")
-    for image_id, verdict, why in summary.problems:
-        console.print(f"{verdict}: {escape(_short(image_id))}: {escape(str(why))}")
+        console.print(escape(f"note: {_short(image_id)}: {note}"))
+    for image_id, verdict, error in summary.problems:
+        console.print(escape(f"{verdict}: {_short(image_id)}: {error}"))
     if summary.unfinished:
-        listed = f", of which {len(summary.problems)} are listed" if summary.unfinished > len(summary.problems) else ""
-        console.print(f"Unfinished rows: {summary.unfinished:,}{listed}. They are kept; the same command tries again.")
+        listed = f" ({len(summary.problems)} listed)" if summary.unfinished > len(summary.problems) else ""
+        console.print(f"Unfinished rows: {summary.unfinished:,}{listed}. Run the same command to try them again.")
     if summary.unused_decisions:
         console.print(f"Decisions about pairs that are not in these data: {summary.unused_decisions:,}")
-    if summary.verdicts.get("too_mild"):
-        console.print("Look at the pairs that are still too mild: q-hawkeye review, or leave them out by --drop-mild.")
-    console.print(f"In {escape(str(summary.folder))}: the rows with degraded_image, pairs.parquet, README.md")
+    if summary.verdicts["too_mild"]:
+        console.print("Some pairs are still too mild: review them by q-hawkeye review, or drop them by --drop-mild.")
+    console.print(escape(f"In {summary.folder}: the rows with degraded_image, pairs.parquet, README.md"))
 
 
 def _short(name: str) -> str:

@@ -15,238 +15,120 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     help="Make a `datasets` folder of an IQA set: labels on one scale, checked images, splits without leakage, a "
-    "card. The same command goes on after an interruption.",
+    "card. Run the same command again to resume after an interruption.",
     rich_markup_mode="markdown",
 )
 
-_FAULTS = "Faults that are permitted"
-AllowMissing = Annotated[
-    int,
-    typer.Option(
-        "--allow-missing", min=0, metavar="N", rich_help_panel=_FAULTS, help="Go on without N missing images."
-    ),
+_REQUIRED = inspect.Parameter.empty
+
+
+def _option(name: str, kind: Any, default: Any, text: str, **details: Any) -> inspect.Parameter:
+    """Describe an option as a parameter, which Typer reads."""
+    flags = [f"--{name.replace('_', '-')}"] if kind is bool else []  # without --no-…
+    annotation = Annotated[kind, typer.Option(*flags, help=text, **details)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _permission(kind: str, text: str) -> inspect.Parameter:
+    return _option(f"allow_{kind}", int, 0, text, min=0, metavar="N", rich_help_panel="Permitted faults")
+
+
+_OUT = _option("out", Path, _REQUIRED, "Folder to make; nothing in it is overwritten.")
+_LEAKAGE = _permission("leakage", "Keep up to N contents that are in more than one split.")
+_SHARED = [
+    _option("root", Path, _REQUIRED, "Folder of the set in its official layout."),
+    _OUT,
+    _option("scale", str | None, None, "Rule of the MOS: deqa (default) or linear; more for koniq10k."),
+    _option("images", str | None, None, "Image folder instead of the official one, from --root or absolute."),
+    _option("seed", int, 0, "Seed of the split, if the set has none.", min=0),
+    _option("shares", str, "0.7,0.1,0.2", "Shares of train, validation and test, if the set has no split."),
+    _option("embed", bool, False, "Copy the image files into the folder; by default it holds their paths."),
+    _option("workers", int | None, None, "Threads that decode images; by default up to four.", min=1),
+    _option("follow_links", bool, False, "Accept symbolic links that lead out of the set's folder."),
+    _permission("missing", "Drop up to N missing images."),
+    _permission("unreadable", "Drop up to N unreadable images."),
+    _permission("outside", "Drop up to N images outside the folder."),
+    _permission("unscored", "Drop up to N rows without a score."),
+    _LEAKAGE,
+    _permission("shared_reference", "Keep up to N references that are in more than one split."),
 ]
-AllowUnreadable = Annotated[
-    int,
-    typer.Option(
-        "--allow-unreadable", min=0, metavar="N", rich_help_panel=_FAULTS, help="Go on without N unreadable images."
+_PATTERN = _option(
+    "reference_pattern", str | None, None, "Regular expression: its first group in the file name is the reference."
+)
+_SETS: dict[str, tuple[str, list[inspect.Parameter]]] = {
+    "koniq10k": (
+        "KonIQ-10k: official split; --scale deqa, raw, zscore-minmax or zscore.",
+        [_option("resolution", str | None, None, "1024x768 or 512x384; by default the first that exists.")],
     ),
-]
-AllowOutside = Annotated[
-    int,
-    typer.Option(
-        "--allow-outside",
-        min=0,
-        metavar="N",
-        rich_help_panel=_FAULTS,
-        help="Go on without N images out of the folder.",
+    "spaq": ("SPAQ: MOS of 0 to 100, split by image.", []),
+    "kadid10k": (
+        'KADID-10k: "dmos" of 1 to 5 where higher is better, split by reference.',
+        [_option("spread", str, "auto", "Content of the column `var`: std, variance, or auto (from the numbers).")],
     ),
-]
-AllowUnscored = Annotated[
-    int,
-    typer.Option(
-        "--allow-unscored",
-        min=0,
-        metavar="N",
-        rich_help_panel=_FAULTS,
-        help="Go on without N rows that have no score.",
+    "pipal": ("PIPAL, training part: Elo ratings, split by reference.", []),
+    "livec": (
+        "LIVE In the Wild Challenge: MOS of 0 to 100, split by image.",
+        [_option("keep_training_images", bool, False, "Keep the seven images on which the raters practised.")],
     ),
-]
-AllowLeakage = Annotated[
-    int,
-    typer.Option(
-        "--allow-leakage", min=0, metavar="N", rich_help_panel=_FAULTS,
-        help="Keep N contents that stand in more than one split.",
+    "agiqa3k": (
+        "AGIQA-3K: generated images, scores of 0 to 5, split by text prompt.",
+        [_option("target", str, "quality", "quality or alignment.")],
     ),
-]  # fmt: skip
-AllowSharedReference = Annotated[
-    int,
-    typer.Option(
-        "--allow-shared-reference", min=0, metavar="N", rich_help_panel=_FAULTS,
-        help="Keep N references that stand in more than one split.",
+    "csiq": ("CSIQ: DMOS of 0 to 1 where lower is better, split by reference.", []),
+    "tid2013": ("TID2013: MOS of 0 to 9, split by reference.", []),
+    "flive": ("FLIVE (LIVE-FB): MOS of 0 to 100, split by image.", []),
+    "deqa": (
+        "DeQA-Score's metas of one set: its gt_score_norm, splits by file.",
+        [
+            _option("labels", list[str] | None, None, "Meta file from --root, FILE or SPLIT=FILE; default: metas/."),
+            _option("name", str | None, None, "Name of the set; by default that of the folder."),
+            _PATTERN,
+        ],
     ),
-]  # fmt: skip
-ReferencePattern = Annotated[
-    str | None, typer.Option(help="Regular expression: its first group in the file name is the reference.")
-]
-Out = Annotated[Path, typer.Option(help="Folder to make; nothing in it is overwritten.")]
+    "table": (
+        "Your own set: CSV, JSON, JSON lines, Parquet or a `datasets` folder; --scale linear (default) or deqa.",
+        [
+            _option("labels", str, _REQUIRED, "From --root: a .csv, .json, .jsonl or .parquet file, or a folder."),
+            _option("direction", str, _REQUIRED, "Better end of the score: higher or lower."),
+            _option("name", str, _REQUIRED, "Name of the set, for the column `dataset`."),
+            _option("low", float | None, None, "Lowest value that a score can have."),
+            _option("high", float | None, None, "Highest value that a score can have."),
+            _option("image_column", str, "image", "Path of the image, or the image itself."),
+            _option("score_column", str, "mos", "Opinion score."),
+            _option("std_column", str | None, None, "Standard deviation of the opinions."),
+            _option("variance_column", str | None, None, "Variance, instead of the standard deviation."),
+            _option("reference_column", str | None, None, "Undistorted original: kept in one split."),
+            _PATTERN,
+            _option("group_column", str | None, None, "What else is kept in one split."),
+            _option("split_column", str | None, None, "Split of the row; by default it is drawn."),
+            _option("id_column", str | None, None, "Name of the image; by default its path."),
+        ],
+    ),
+}
 
 
-def _shared(
-    root: Annotated[Path, typer.Option(help="Folder of the set in its official layout.")],
-    out: Out,
-    scale: Annotated[
-        str | None, typer.Option(help="Rule of the MOS: deqa (default) or linear; more for koniq10k.")
-    ] = None,
-    images: Annotated[
-        str | None, typer.Option(help="Image folder in place of the official one, from --root or absolute.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split, where the set has none.")] = 0,
-    shares: Annotated[
-        str, typer.Option(help="Shares of train, validation and test, where the set has no split.")
-    ] = "0.7,0.1,0.2",
-    embed: Annotated[
-        bool, typer.Option("--embed", help="Copy the image files into the folder; by default it names their paths.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode images; by default up to four.")
-    ] = None,
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Accept symbolic links that lead out of the set's folder.")
-    ] = False,
-    allow_missing: AllowMissing = 0,
-    allow_unreadable: AllowUnreadable = 0,
-    allow_outside: AllowOutside = 0,
-    allow_unscored: AllowUnscored = 0,
-    allow_leakage: AllowLeakage = 0,
-    allow_shared_reference: AllowSharedReference = 0,
-) -> None:
-    """The options that every set has."""
+def _register(name: str, text: str, own: list[inspect.Parameter]) -> None:
+    parameters = sorted([*_SHARED, *own], key=lambda parameter: parameter.default is not _REQUIRED)
+    shared = {parameter.name for parameter in _SHARED}
+
+    def run(**values: Any) -> None:
+        options = {key: value for key, value in values.items() if key not in shared}
+        _prepare(name, {key: values[key] for key in shared}, _table_options(options) if name == "table" else options)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(name, help=text)(run)
 
 
-def _command(name: str) -> Callable[[Callable[..., dict[str, Any]]], None]:
-    """Registers a set: the decorated function turns the set's own options into arguments of its reader."""
-    shared = inspect.signature(_shared).parameters
-
-    def register(own: Callable[..., dict[str, Any]]) -> None:
-        """Makes a command of the set's own options and the shared ones."""
-        parameters = {**shared, **inspect.signature(own).parameters}
-
-        def run(**values: Any) -> None:
-            options = own(**{key: value for key, value in values.items() if key not in shared})
-            _prepare(name, {key: values[key] for key in shared}, options)
-
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            sorted(parameters.values(), key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-        )
-        run.__annotations__ = {key: parameter.annotation for key, parameter in parameters.items()}
-        run.__doc__ = own.__doc__
-        app.command(name)(run)
-
-    return register
-
-
-@_command("koniq10k")
-def _koniq10k(
-    resolution: Annotated[str | None, typer.Option(help="1024x768 or 512x384; by default the first there.")] = None,
-) -> dict[str, Any]:
-    """KonIQ-10k: official split; --scale deqa, raw, zscore-minmax or zscore."""
-    return {"resolution": resolution}
-
-
-@_command("spaq")
-def _spaq() -> dict[str, Any]:
-    """SPAQ: MOS of 0 to 100, split by image."""
-    return {}
-
-
-@_command("kadid10k")
-def _kadid10k(
-    spread: Annotated[
-        str, typer.Option(help="What the column `var` holds: std, variance, or auto, which lets the numbers tell.")
-    ] = "auto",
-) -> dict[str, Any]:
-    """KADID-10k: "dmos" of 1 to 5 where higher is better, split by reference."""
-    return {"spread": spread}
-
-
-@_command("pipal")
-def _pipal() -> dict[str, Any]:
-    """PIPAL, training part: Elo ratings, split by reference."""
-    return {}
-
-
-@_command("livec")
-def _livec(
-    keep_training_images: Annotated[
-        bool, typer.Option("--keep-training-images", help="Keep the seven images on which the raters practised.")
-    ] = False,
-) -> dict[str, Any]:
-    """LIVE In the Wild Challenge: MOS of 0 to 100, split by image."""
-    return {"keep_training_images": keep_training_images}
-
-
-@_command("agiqa3k")
-def _agiqa3k(
-    target: Annotated[str, typer.Option(help="quality or alignment.")] = "quality",
-) -> dict[str, Any]:
-    """AGIQA-3K: generated images, scores of 0 to 5, split by text prompt."""
-    return {"target": target}
-
-
-@_command("csiq")
-def _csiq() -> dict[str, Any]:
-    """CSIQ: DMOS of 0 to 1 where lower is better, split by reference."""
-    return {}
-
-
-@_command("tid2013")
-def _tid2013() -> dict[str, Any]:
-    """TID2013: MOS of 0 to 9, split by reference."""
-    return {}
-
-
-@_command("flive")
-def _flive() -> dict[str, Any]:
-    """FLIVE (LIVE-FB): MOS of 0 to 100, split by image."""
-    return {}
-
-
-@_command("deqa")
-def _deqa(
-    labels: Annotated[
-        list[str] | None, typer.Option(help="Meta file from --root, FILE or SPLIT=FILE; repeat it. Default: metas/.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the set; by default that of the folder.")] = None,
-    reference_pattern: ReferencePattern = None,
-) -> dict[str, Any]:
-    """DeQA-Score's metas of one set: gt_score_norm as it stands there, splits by file."""
-    return {"labels": labels, "name": name, "reference_pattern": reference_pattern}
-
-
-@_command("table")
-def _table(
-    labels: Annotated[str, typer.Option(help="From --root: a .csv, .json, .jsonl or .parquet file or a folder.")],
-    direction: Annotated[str, typer.Option(help="Which end of the score is better: higher or lower.")],
-    name: Annotated[str, typer.Option(help="Name of the set, for the column `dataset`.")],
-    low: Annotated[float | None, typer.Option(help="Lowest value that a score can have.")] = None,
-    high: Annotated[float | None, typer.Option(help="Highest value that a score can have.")] = None,
-    image_column: Annotated[str, typer.Option(help="Path of the image, or the image itself.")] = "image",
-    score_column: Annotated[str, typer.Option(help="Opinion score.")] = "mos",
-    std_column: Annotated[str | None, typer.Option(help="Standard deviation of the opinions.")] = None,
-    variance_column: Annotated[str | None, typer.Option(help="Variance, in place of the standard deviation.")] = None,
-    reference_column: Annotated[str | None, typer.Option(help="Undistorted original: kept in one split.")] = None,
-    reference_pattern: ReferencePattern = None,
-    group_column: Annotated[str | None, typer.Option(help="What else is kept in one split.")] = None,
-    split_column: Annotated[str | None, typer.Option(help="Split of the row; by default it is drawn.")] = None,
-    id_column: Annotated[str | None, typer.Option(help="Name of the image; by default its path.")] = None,
-) -> dict[str, Any]:
-    """Your own set: CSV, JSON, JSON lines, Parquet or a `datasets` folder; --scale linear (default) or deqa."""
-    from ..data.readers.table import TableColumns
-
-    if (low is None) != (high is None):
-        raise ValueError("--low and --high go together.")
-    columns = TableColumns(
-        image_column,
-        score_column,
-        std_column,
-        variance_column,
-        reference_column,
-        group_column,
-        split_column,
-        id_column,
-    )
-    return {
-        "labels": labels, "direction": direction, "name": name, "columns": columns,
-        "ends": None if low is None else (low, high), "reference_pattern": reference_pattern,
-    }  # fmt: skip
+for _name, (_text, _own) in _SETS.items():
+    _register(_name, _text, _own)
 
 
 @app.command("mix")
 def _mix(
     folders: Annotated[list[Path], typer.Argument(help="Folders that `q-hawkeye prepare` or `pair` wrote.")],
-    out: Out,
-    allow_leakage: AllowLeakage = 0,
+    out: _OUT.annotation,  # type: ignore[name-defined]
+    allow_leakage: _LEAKAGE.annotation = 0,  # type: ignore[name-defined]
 ) -> None:
     """Join prepared sets for training on all of them."""
     from ..data.mix import mix
@@ -254,9 +136,20 @@ def _mix(
     _report(mix(folders, out, allowed={"leakage": allow_leakage}))
 
 
+def _table_options(values: dict[str, Any]) -> dict[str, Any]:
+    from ..data.label_tables import TableColumns
+
+    low, high = values.pop("low"), values.pop("high")
+    if (low is None) != (high is None):
+        raise ValueError("--low and --high must be given together.")
+    named = {key.removesuffix("_column"): values.pop(key) for key in list(values) if key.endswith("_column")}
+    columns = TableColumns(image_id=named.pop("id"), **named)
+    return {**values, "columns": columns, "ends": None if low is None else (low, high)}
+
+
 def _prepare(name: str, shared: dict[str, Any], own: dict[str, Any]) -> None:
     from ..data.faults import FAULTS
-    from ..data.prepare import prepare
+    from ..data.preparation import prepare
     from ..data.readers import READERS
 
     labels = READERS[name](shared["root"], scale=shared["scale"], images=shared["images"], **own)
@@ -273,7 +166,7 @@ def _prepare(name: str, shared: dict[str, Any], own: dict[str, Any]) -> None:
             progress=_progress,
         )
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted; the same command goes on with what is in {shared['out']}.partial", err=True)
+        typer.echo(f"\ninterrupted; the same command resumes from {shared['out']}.partial", err=True)
         raise
     _report(result)
 
@@ -289,8 +182,8 @@ def _shares(text: str) -> tuple[float, float, float]:
 def _progress(total: int) -> Callable[[], object]:
     from tqdm import tqdm
 
-    interval = 0.5 if sys.stderr.isatty() else 30  # a log file gets a line now and then
-    bar = tqdm(total=total, desc="looking at images", unit="image", mininterval=interval, leave=False)
+    interval = 0.5 if sys.stderr.isatty() else 30  # few lines in a log file
+    bar = tqdm(total=total, desc="inspecting images", unit="image", mininterval=interval, leave=False)
 
     def step() -> None:
         bar.update()
@@ -309,15 +202,13 @@ def _report(result: "Preparation") -> None:
     console = Console(highlight=False, soft_wrap=True)
     table = Table("split", "images", "references", "MOS", "released score", "std (MOS)")
     for name, split in result.splits.items():
-        spans = [
-            "none" if span is None else f"{span[0]:.4g} to {span[2]:.4g}"
-            for span in (split["mos"], split["mos_raw"], split["mos_std"])
-        ]
-        table.add_row(name, f"{split['rows']:,}", str(split["references"] or "none"), *spans)
+        spans = [split[key] for key in ("mos", "mos_raw", "mos_std")]
+        texts = ["none" if span is None else f"{span[0]:.4g} to {span[2]:.4g}" for span in spans]
+        table.add_row(name, f"{split['rows']:,}", str(split["references"] or "none"), *texts)
     console.print(table)
     for note in result.notes:
         console.print(f"- {note}", markup=False)
     if result.faults:
         console.print("Permitted:", describe_faults(result.faults, shown=3), sep="\n", markup=False)
-    state = "was there already, made by the same command" if result.existed else "is ready"
+    state = "exists already, made by the same command" if result.existed else "is ready"
     console.print(f"{result.out} {state}; its card is README.md.", markup=False)

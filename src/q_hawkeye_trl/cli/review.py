@@ -9,21 +9,21 @@ import typer
 def review(
     folder: Annotated[Path, typer.Argument(help="Folder that `q-hawkeye pair` wrote.")],
     decisions: Annotated[
-        Path | None, typer.Option(help="File of the decisions; by default FOLDER/decisions.jsonl.")
+        Path | None, typer.Option(help="File of decisions; by default FOLDER/decisions.jsonl.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; by default this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on; by default this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 7860,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Show originals behind symbolic links that leave their folder.")
     ] = False,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """
-    Show pairs side by side and under a slider, and write down which ones people accept or reject.
+    Show pairs side by side and under a slider, and record which ones people accept or reject.
 
-    Each decision is on the disk before the next pair appears. Apply them by `q-hawkeye pair --decisions`.
+    Each decision is on disk before the next pair appears. Apply them by `q-hawkeye pair --decisions`.
     """
-    from ..pairs.review import serve_review
+    from ..pairs.review_page import serve_review
 
     try:
         serve_review(folder, decisions, host=host, port=port, follow_links=follow_links, open_browser=open_browser)

@@ -1,107 +1,91 @@
-"""`q-hawkeye score`: images in, scores out."""
+"""`q-hawkeye score`: images in, scores out; and what `evaluate` shares with it."""
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from ..question import Question
+    from ..scoring.run import ScoringJob
+
 SOME_UNREADABLE = 3
-"""Exit status of a run that came to its end with images that could not be read."""
+"""Exit status of a run that ended with images that could not be read."""
+
+MODEL = typer.Option(help="Folder or Hub name of a model or a LoRA adapter. Without it a bundled toy scores.")
+ROLLOUTS = typer.Option(min=1, help="Answers to each image, sampled. Without it one greedy answer.")
+BATCH_SIZE = typer.Option(min=1, help="Answers generated at once.")
+LENGTH = typer.Option(min=1, help="Longest answer, in tokens.")
+PIXELS = typer.Option(min=1, help="Largest image that the model sees. By default as it was trained.")
+DTYPE = typer.Option(help="auto, float32, bfloat16 or float16. By default auto; float32 on the CPU.")
+DEVICE = typer.Option(help="For example cpu or cuda:1. By default the accelerator, if there is one.")
+ATTENTION = typer.Option(help="For example flash_attention_2.")
+BACKEND = typer.Option(help="transformers or vllm.")
+REMOTE_CODE = typer.Option("--trust-remote-code", help="Run the model's own code.")
+OVERWRITE = typer.Option("--overwrite", help="Replace existing outputs and unfinished scores.")
 
 
 def score(
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH…", help="Image files, folders, quoted globs, or a `datasets` folder.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder or Hub name of a model or a LoRA adapter. Without it a bundled toy scores."),
-    ] = None,
+    model: Annotated[str | None, MODEL] = None,
     out: Annotated[str | None, typer.Option(help="File to write: .jsonl, .csv or .parquet.")] = None,
     html: Annotated[str | None, typer.Option(help="Page with pictures, scores and reasoning to write.")] = None,
-    rollouts: Annotated[
-        int | None, typer.Option(min=1, help="Answers to each image, sampled. Without it one greedy answer.")
-    ] = None,
+    rollouts: Annotated[int | None, ROLLOUTS] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="Put the reasoning into the file.")] = False,
     split: Annotated[str | None, typer.Option(help="Split of a `datasets` folder.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Answers generated at once.")] = 64,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Largest image that the model sees. By default as it was trained.")
+    batch_size: Annotated[int, BATCH_SIZE] = 64,
+    max_new_tokens: Annotated[int, LENGTH] = 1024,
+    max_pixels: Annotated[int | None, PIXELS] = None,
+    score_min: Annotated[float | None, typer.Option(help="Lower end of the scale, if not the model's.")] = None,
+    score_max: Annotated[float | None, typer.Option(help="Upper end of the scale, if not the model's.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Another question than the model's.")] = None,
+    score_parser: Annotated[
+        str | None, typer.Option(help="Reader of scores, if not the model's: number, boxed or module:function.")
     ] = None,
-    score_min: Annotated[float, typer.Option(help="Lower end of the scale.")] = 1.0,
-    score_max: Annotated[float, typer.Option(help="Upper end of the scale.")] = 5.0,
-    prompt: Annotated[str | None, typer.Option(help="Another question than the project's.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="auto, float32, bfloat16 or float16. By default auto; float32 on the CPU.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="For example cpu or cuda:1. By default the accelerator, if there is one.")
-    ] = None,
-    attn_implementation: Annotated[str | None, typer.Option(help="For example flash_attention_2.")] = None,
-    backend: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing outputs and unfinished scores.")
-    ] = False,
+    dtype: Annotated[str | None, DTYPE] = None,
+    device: Annotated[str | None, DEVICE] = None,
+    attn_implementation: Annotated[str | None, ATTENTION] = None,
+    backend: Annotated[str, BACKEND] = "transformers",
+    trust_remote_code: Annotated[bool, REMOTE_CODE] = False,
+    overwrite: Annotated[bool, OVERWRITE] = False,
 ) -> None:
     """
-    Score the quality of images, from 1 (very poor) to 5 (excellent).
+    Score the quality of images with the question that the model was trained on, by default from 1 to 5.
 
-    A run that was interrupted goes on when the same command is given again. `accelerate launch -m q_hawkeye_trl
-    score …` shares the images out over several processes. Exit status: 0 if every image was read, 3 if some could not
-    be (they have their error in the file), 1 if the run did not come to its end, 2 for a wrong option.
+    The same command resumes an interrupted run. `accelerate launch -m q_hawkeye_trl score …` distributes the images
+    over several processes. Exit status: 0 if every image was read, 3 if some could not be (the file has their
+    errors), 1 if the run failed, 2 for a wrong option.
     """
     from rich.console import Console
 
-    from ..files import check_outputs
-    from ..scoring.run import model_stamp, score_run
+    from ..io.outputs import check_outputs
+    from ..scoring.run import score_run
     from ..scoring.score_file import check_table_path
     from ..scoring.sources import find_images
     from ..scoring.summary import print_summary
-    from .scorers import chosen_policy, launched_processes, make_scorer
 
     if out is not None:
         check_table_path(out)
     check_outputs(out, html, overwrite=overwrite)
     sources = find_images(paths, split)
-    asked: dict[str, Any] = {
-        "rollouts": rollouts,
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "max_pixels": max_pixels,
-        "score_min": score_min,
-        "score_max": score_max,
-        "prompt": prompt,
-        "dtype": dtype,
-        "backend": backend,
-    }
-    processes, own_device = launched_processes()
-    policy, name = chosen_policy(model, first=processes.number == 0)
-    loading: dict[str, Any] = {
-        "batch_size": batch_size,
-        "attn_implementation": attn_implementation,
-        "device": device or own_device,
-        "trust_remote_code": trust_remote_code,
-    }
-    try:
-        summary = score_run(
-            lambda: make_scorer(policy, **asked, **loading),
-            sources,
-            settings={"model": name, "weights": model_stamp(policy), **asked},
-            out=out,
-            html=html,
-            reasoning=reasoning,
-            overwrite=overwrite,
-            processes=processes,
-            say=lambda text: print(text, file=sys.stderr),
-        )
-    except KeyboardInterrupt:
-        if processes.number == 0:
-            goes_on = "." if out is None else "; the same command goes on with what is done."
-            print(f"\nInterrupted{goes_on}", file=sys.stderr)
-        raise typer.Exit(130) from None
+    job, _ = scoring_job(
+        model,
+        asked={"prompt": prompt, "score_min": score_min, "score_max": score_max, "parser": score_parser},
+        max_pixels=max_pixels,
+        sampling={"rollouts": rollouts, "seed": seed, "max_new_tokens": max_new_tokens},
+        loading={"dtype": dtype, "backend": backend},
+        placing={"batch_size": batch_size, "device": device, "attn_implementation": attn_implementation},
+        trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+    )
+    with reported_interrupt(job, out):
+        summary = score_run(job, sources, out=out, html=html, reasoning=reasoning)
     if summary is None:
         return
     print_summary(summary, Console())
@@ -109,3 +93,96 @@ def score(
         print(f"wrote {path}")
     if summary.broken:
         raise typer.Exit(SOME_UNREADABLE)
+
+
+def scoring_job(
+    model: str | None,
+    *,
+    asked: dict[str, Any],
+    max_pixels: int | None,
+    sampling: dict[str, Any],
+    loading: dict[str, Any],
+    placing: dict[str, Any],
+    trust_remote_code: bool,
+    overwrite: bool,
+) -> "tuple[ScoringJob, Question]":
+    """The job of a scoring command, and the question of its model: saved with it, but for what was `asked`."""
+    from ..demo.policy import demo_policy_path
+    from ..scoring.policy import find_question
+    from ..scoring.run import ScoringJob, model_stamp
+
+    processes, own_device = _launched_processes()
+    policy = str(demo_policy_path()) if model is None else model
+    if model is None and processes.number == 0:
+        print(
+            "No --model: the bundled toy policy scores (0.8 million parameters, trained on synthetic pictures). It "
+            "shows how things work; its scores of photographs mean little.",
+            file=sys.stderr,
+        )
+    question = find_question(policy, trust_remote_code=trust_remote_code, max_pixels=max_pixels, **asked)
+    settings = {
+        "model": "bundled toy policy" if model is None else model,
+        "weights": model_stamp(policy),
+        **sampling,
+        **asdict(question),
+        **loading,
+    }
+    placing["device"] = placing["device"] or own_device
+
+    def load_scorer():
+        from transformers.utils import logging
+
+        from ..scoring.scorer import HawkeyeScorer
+
+        logging.disable_progress_bar()  # of the loading of weights
+        own = asdict(question)
+        try:
+            return HawkeyeScorer(
+                policy,
+                score_parser=own.pop("parser"),
+                trust_remote_code=trust_remote_code,
+                **own,
+                **sampling,
+                **loading,
+                **placing,
+            )
+        except ImportError as error:
+            if loading["backend"] == "vllm":  # not installed
+                raise ValueError(str(error)) from error
+            raise
+
+    job = ScoringJob(
+        load_scorer, settings, processes=processes, overwrite=overwrite, say=lambda text: print(text, file=sys.stderr)
+    )
+    return job, question
+
+
+@contextmanager
+def reported_interrupt(job: "ScoringJob", out: str | None) -> Iterator[None]:
+    """Exit with status 130 and a line in place of a traceback on Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if job.processes.number == 0:
+            advice = "." if out is None else "; the same command resumes from the finished scores."
+            print(f"\nInterrupted{advice}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _launched_processes():
+    """The processes that a launcher started, and this one's device; one process and the default device without."""
+    import atexit
+    import os
+    from datetime import timedelta
+
+    from ..scoring.run import Processes
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes(), None
+    import torch
+    from accelerate import PartialState
+
+    # a finished process waits for the others, possibly for long
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    atexit.register(state.destroy_process_group)
+    return Processes(state.process_index, state.num_processes, state.wait_for_everyone), state.device

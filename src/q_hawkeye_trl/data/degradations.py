@@ -293,15 +293,15 @@ def view_seed(degradation_seed: int, pixel_hash: str, epoch: float) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
-def degraded_view(
-    image: Image.Image, names: Sequence[str], *, degradation_seed: int, epoch: float
-) -> tuple[Image.Image, str]:
+def degraded_views(
+    images: Sequence[Image.Image], names: Sequence[str], *, degradation_seed: int, epoch: float
+) -> tuple[list[Image.Image], str]:
     """
-    Draw one degradation for an image and apply it.
+    Draw one degradation for all images of a prompt and apply it to each, with its own noise.
 
     Args:
-        image (`PIL.Image.Image`):
-            Original at the resolution at which the model reads it: resizing afterwards averages noise away.
+        images (`Sequence[PIL.Image.Image]`):
+            Originals at the resolution at which the model reads them: resizing afterwards averages noise away.
         names (`Sequence[str]`):
             Degradations to draw from.
         degradation_seed (`int`):
@@ -310,16 +310,8 @@ def degraded_view(
             Epoch at generation; its floor counts.
 
     Returns:
-        `tuple[PIL.Image.Image, str]`: The view (RGB, same size) and the name of its degradation.
+        `tuple[list[PIL.Image.Image], str]`: The views (RGB, each of its original's size) and the degradation's name.
     """
-    views, name = degraded_views([image], names, degradation_seed=degradation_seed, epoch=epoch)
-    return views[0], name
-
-
-def degraded_views(
-    images: Sequence[Image.Image], names: Sequence[str], *, degradation_seed: int, epoch: float
-) -> tuple[list[Image.Image], str]:
-    """Draw one degradation for the images of a prompt and apply it to each with its own noise ([`degraded_view`])."""
     if not images:
         raise ValueError("There is no image to degrade.")
     hashes = [pixel_hash(image) for image in images]

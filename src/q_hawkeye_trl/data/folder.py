@@ -3,7 +3,6 @@
 import os
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,19 +11,21 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ..text import QUALITY_SCALE, quality_messages
-from .image_columns import with_uniform_images
+from .image_columns import IMAGE_COLUMNS, with_uniform_images
 
-_IMAGE_COLUMNS = ("image", "images", "degraded_image", "degraded_images")
 _TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+_TEXTS = (Value("string"), Value("large_string"))
 
 
 def load_folder(
     path: str | os.PathLike, split: str | None = None, *, scale: tuple[float, float] = QUALITY_SCALE
 ) -> Dataset:
     """
-    Loads one split of prepared data: a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, or one
-    of Parquet, CSV or JSON files, each (or each set of shards) a split named like the file; anything else is left to
-    `load_dataset`. In text columns images are paths that count from the folder.
+    Load one split of prepared data.
+
+    The folder holds what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, or Parquet, CSV or JSON files,
+    each (or each set of shards) a split named like the file; anything else is left to `load_dataset`. In text columns
+    images are paths that start from the folder.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -32,14 +33,14 @@ def load_folder(
         split (`str`, *optional*):
             Name of the split. By default the only one.
         scale (`tuple[float, float]`, *optional*, defaults to `(1.0, 5.0)`):
-            Lower and upper end of `mos`; the project's prompt asks for a rating on its own scale alone.
+            Lower and upper end of `mos`; the project's prompt asks for a rating on its own scale only.
 
     Returns:
-        `Dataset`: What the folder holds, with a `prompt` column (the project's prompt) and an `image_id` column (the
-        row's number) where it has none; the latter is said by a warning.
+        `Dataset`: The rows of the folder, with upright RGB images. If there is no `prompt` column, it is the project's
+        prompt. If there is no `image_id` column, it is the row's number, with a warning.
 
     Raises:
-        `FileNotFoundError`: There is no such folder, or images that it names are missing.
+        `FileNotFoundError`: The folder, or an image that it names, is missing.
         `ValueError`: The folder holds nothing readable, or the split is unknown or ambiguous.
     """
     path = Path(path)
@@ -50,20 +51,18 @@ def load_folder(
         if tuple(scale) != QUALITY_SCALE:
             raise ValueError(
                 f"{path} has no `prompt` column, and the project's prompt asks for a rating between 1 and 5, not "
-                f"between {scale[0]:g} and {scale[1]:g}: add a column with a prompt of your own."
+                f"between {scale[0]:g} and {scale[1]:g}: add a column with your own prompt."
             )
         dataset = dataset.add_column("prompt", [quality_messages() for _ in range(len(dataset))])
     if "image_id" not in dataset.column_names:
-        warnings.warn(
-            f"{path} has no `image_id` column: every row counts as an image of its own, named by its number."
-        )
+        warnings.warn(f"{path} has no `image_id` column: each row counts as another image, named by its number.")
         dataset = dataset.add_column("image_id", [f"row-{i}" for i in range(len(dataset))])
     return dataset
 
 
 def check_rows(dataset: Dataset, *, score_min: float, score_max: float) -> None:
     """
-    Checks columns and values of prepared data; no image is decoded, see [`check_pair`] for what that shows.
+    Check columns and values of prepared data without decoding an image; see [`check_pair`] for decoded ones.
 
     Args:
         dataset (`Dataset`):
@@ -75,40 +74,40 @@ def check_rows(dataset: Dataset, *, score_min: float, score_max: float) -> None:
     Raises:
         `ValueError`: A column or value is wrong; the message names column and row.
     """
-    _check_columns(set(dataset.column_names))
-    _check_features(dataset)
+    plural = _check_columns(dataset)
     if len(dataset) == 0:
         raise ValueError("The dataset has no rows.")
-    plural = "images" if "images" in dataset.column_names else "image"
-    for number, row in _undecoded(dataset):
-        where = f"Row {number}"
-        mos = row["mos"]
-        # NaN compares as out of range.
-        if not isinstance(mos, int | float) or not score_min <= mos <= score_max:
-            raise ValueError(
-                f"{where}, column `mos`: expected a number in [{score_min}, {score_max}], got {mos!r}. Bring scores "
-                "to that scale first; they are never clamped."
-            )
-        for column in ("prompt", "image_id"):
-            if row[column] is None or row[column] == "":
-                raise ValueError(f"{where}, column `{column}`: there is no value.")
-        _check_images(row[plural], row.get(f"degraded_{plural}", 0), plural, where)
+    columns = [c for c in ("mos", "prompt", "image_id", plural, f"degraded_{plural}") if c in dataset.column_names]
+    number = 0
+    # Arrow instead of Python: embedded images are neither decoded nor copied.
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000):
+        plain = table.select(["mos", "prompt", "image_id"]).to_pylist()
+        for offset, row in enumerate(plain):
+            where = f"Row {number + offset}"
+            if not isinstance(row["mos"], int | float) or not score_min <= row["mos"] <= score_max:  # NaN too
+                raise ValueError(
+                    f"{where}, column `mos`: expected a number in [{score_min}, {score_max}], got {row['mos']!r}. "
+                    "Bring scores to that scale first; they are never clamped."
+                )
+            for column in ("prompt", "image_id"):
+                if row[column] is None or row[column] == "":
+                    raise ValueError(f"{where}, column `{column}`: there is no value.")
+            images, views = (_presence(table, f"{kind}{plural}", offset) for kind in ("", "degraded_"))
+            if not images or not all(images):
+                raise ValueError(f"{where}, column `{plural}`: an image is missing.")
+            if plural == "images" and views and (len(views) != len(images) or not all(views)):
+                raise ValueError(
+                    f"{where}, column `degraded_images`: expected a view of each of the {len(images)} images, or None "
+                    f"for the row, got {sum(views)} in {len(views)} places."
+                )
+        number += len(plain)
 
 
 def check_pair(original: Image.Image, degraded: Image.Image | None, where: str) -> None:
     """
-    Checks that a degraded image has its original's size: both passes of the model share one grid of image tokens.
+    Raise `ValueError` if a degraded image has another size than its original: both share one grid of image tokens.
 
-    Args:
-        original (`PIL.Image.Image`):
-            Original image, upright.
-        degraded (`PIL.Image.Image` or `None`):
-            Its degraded view; `None`, a row without one, is legal.
-        where (`str`):
-            What the message calls the row, e.g. `"row 12 (a.jpg)"`.
-
-    Raises:
-        `ValueError`: The sizes differ.
+    `None`, a row without a degraded view, is accepted. `where` is the row in the message, such as `"row 12 (a.jpg)"`.
     """
     if degraded is not None and degraded.size != original.size:
         raise ValueError(
@@ -118,42 +117,31 @@ def check_pair(original: Image.Image, degraded: Image.Image | None, where: str) 
 
 
 def read_folder(path: Path) -> Dataset | DatasetDict:
-    """
-    Reads all splits of a folder of prepared data, see [`load_folder`]; images stay undecoded.
-
-    Raises:
-        `ValueError`: The folder holds nothing readable; the message names it.
-    """
+    """Read all splits of a folder as [`load_folder`]; raise `ValueError` if it holds nothing readable."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return load_from_disk(str(path))
     tables = [file for file in sorted(path.iterdir()) if file.suffix in _TABLES and file.stem != "metadata"]
     builders = {_TABLES[file.suffix] for file in tables}
     if len(builders) > 1:
         raise ValueError(f"{path} mixes formats ({', '.join(file.name for file in tables)}): keep tables of one.")
+    splits: dict[str, list[str]] = {}
+    for file in tables:
+        name = re.sub(r"-[0-9]+-of-[0-9]+$", "", file.stem)  # shards of one split
+        splits.setdefault(re.sub(r"\W", "_", name), []).append(str(file.absolute()))
     try:
-        if not tables:
-            return load_dataset(str(path.absolute()))
-        # By hand: beside a folder of images `load_dataset` would take the images and leave the table.
-        return load_dataset(builders.pop(), data_files=_splits_by_name(tables))
-    except Exception as error:  # `datasets` raises a dozen of its own kinds and pyarrow's, without naming the folder
+        # With a folder of images beside the tables `load_dataset` would take the images and ignore the tables.
+        return load_dataset(builders.pop(), data_files=splits) if tables else load_dataset(str(path.absolute()))
+    except Exception as error:  # `datasets` and pyarrow raise many kinds, without naming the folder
         raise ValueError(
             f"{path} can't be read as a dataset ({error}): expected what `save_to_disk` writes, or Parquet, CSV or "
             "JSON files with the same columns."
         ) from error
 
 
-def _splits_by_name(tables: list[Path]) -> dict[str, list[str]]:
-    splits: dict[str, list[str]] = {}
-    for file in tables:
-        name = re.sub(r"-[0-9]+-of-[0-9]+$", "", file.stem)  # shards of one split
-        splits.setdefault(re.sub(r"\W", "_", name), []).append(str(file.absolute()))
-    return splits
-
-
 def _one_split(data: Dataset | DatasetDict, split: str | None, path: Path) -> Dataset:
     if isinstance(data, Dataset):
         if split is not None:
-            raise ValueError(f"{path} holds one dataset without splits; leave out the split {split!r}.")
+            raise ValueError(f"{path} holds one dataset without splits; don't name the split {split!r}.")
         return data
     known = ", ".join(data)
     if split is None and len(data) > 1:
@@ -164,19 +152,22 @@ def _one_split(data: Dataset | DatasetDict, split: str | None, path: Path) -> Da
 
 
 def _with_images(dataset: Dataset, folder: Path) -> Dataset:
-    # CSV and JSON know no images: text in an image column is a path.
-    texts = (Value("string"), Value("large_string"))
-    single = [c for c in _IMAGE_COLUMNS if c in dataset.column_names and dataset.features[c] in texts]
-    several = [
-        c for c in _IMAGE_COLUMNS if c in dataset.column_names and getattr(dataset.features[c], "feature", 0) in texts
-    ]
-    for column in single + several:
+    """Make images of the paths in text columns, as CSV and JSON files have them."""
+    for column in set(IMAGE_COLUMNS) & set(dataset.column_names):
+        feature = dataset.features[column]
+        inner = getattr(feature, "feature", feature)
+        if inner not in _TEXTS:
+            continue
         rows = [_absolute(value, folder) for value in dataset[column]]
-        _check_files(rows, column, folder)
-        paths, images = Value("string"), ImageFeature()
-        if column in several:
-            paths, images = List(paths), List(images)
-        dataset = dataset.remove_columns(column).add_column(column, rows, feature=paths).cast_column(column, images)
+        paths = [path for row in rows for path in (row if isinstance(row, list) else [row]) if path]
+        missing = [path for path in paths if not os.path.isfile(path)]
+        if missing:
+            few = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+            raise FileNotFoundError(
+                f"{folder}, column `{column}`: {len(missing)} of {len(paths)} files are missing ({few})."
+            )
+        text = Value("string") if inner is feature else List(Value("string"))
+        dataset = dataset.remove_columns(column).add_column(column, rows, feature=text)
     return dataset
 
 
@@ -186,17 +177,9 @@ def _absolute(value: str | list | None, folder: Path) -> str | list | None:
     return os.path.abspath(folder / value) if value else None
 
 
-def _check_files(rows: list, column: str, folder: Path) -> None:
-    paths = [path for row in rows for path in (row if isinstance(row, list) else [row]) if path]
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing:
-        few = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        raise FileNotFoundError(
-            f"{folder}, column `{column}`: {len(missing)} of {len(paths)} files are missing ({few})."
-        )
-
-
-def _check_columns(names: set[str]) -> None:
+def _check_columns(dataset: Dataset) -> str:
+    """Check names and features of the columns and return the one with the images."""
+    names = set(dataset.column_names)
     found = f"found {', '.join(sorted(names)) or 'none'}"
     if ("image" in names) == ("images" in names):
         raise ValueError(f"Expected either an `image` or an `images` column and not both, {found}.")
@@ -205,46 +188,22 @@ def _check_columns(names: set[str]) -> None:
         raise ValueError(f"Expected the columns {', '.join(missing)}, {found}.")
     other = "degraded_images" if "image" in names else "degraded_image"
     if other in names:
-        raise ValueError(
-            f"`{other}` does not go with the image column: name both in singular or both in plural, {found}."
-        )
-
-
-def _check_features(dataset: Dataset) -> None:
-    for column in set(_IMAGE_COLUMNS) & set(dataset.column_names):
+        raise ValueError(f"`{other}` does not match the image column: both must be singular or plural, {found}.")
+    for column in set(IMAGE_COLUMNS) & names:
         feature = dataset.features[column]
         inner = getattr(feature, "feature", None) if column.endswith("s") else feature
         if not isinstance(inner, ImageFeature) and feature != Value("null"):
             wanted = "List(Image())" if column.endswith("s") else "Image()"
             raise ValueError(f"Column `{column}`: expected the feature {wanted}, got {feature}; cast it.")
+    return "image" if "image" in names else "images"
 
 
-def _undecoded(dataset: Dataset) -> Iterator[tuple[int, dict]]:
-    # Arrow instead of Python: images embedded in the table are neither decoded nor copied.
-    columns = [c for c in ("mos", "prompt", "image_id", *_IMAGE_COLUMNS) if c in dataset.column_names]
-    number = 0
-    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000):
-        plain = table.select([c for c in columns if c not in _IMAGE_COLUMNS]).to_pylist()
-        for offset, row in enumerate(plain):
-            for column in set(columns) & set(_IMAGE_COLUMNS):
-                row[column] = _presence(table.column(column)[offset])
-            yield number, row
-            number += 1
-
-
-def _presence(value: pa.Scalar) -> list[bool] | bool:
-    if isinstance(value, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
-        return [item.is_valid for item in value.values] if value.is_valid else False
-    return value.is_valid
-
-
-def _check_images(images: list[bool] | bool, degraded: list[bool] | bool, column: str, where: str) -> None:
-    if images is False or images == [] or (isinstance(images, list) and not all(images)):
-        raise ValueError(f"{where}, column `{column}`: an image is missing.")
-    if not isinstance(images, list) or not isinstance(degraded, list):
-        return
-    if degraded and (len(degraded) != len(images) or not all(degraded)):
-        raise ValueError(
-            f"{where}, column `degraded_{column}`: expected a view of each of the {len(images)} images, or None for "
-            f"the whole row, got {sum(degraded)} in {len(degraded)} places."
-        )
+def _presence(table: pa.Table, column: str, row: int) -> list[bool]:
+    """Which images of a cell exist; empty for a missing column, `None` or an empty list."""
+    if column not in table.column_names:
+        return []
+    value = table.column(column)[row]
+    if not value.is_valid:
+        return []
+    is_list = isinstance(value, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar)
+    return [item.is_valid for item in value.values] if is_list else [True]

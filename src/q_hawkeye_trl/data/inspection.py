@@ -1,8 +1,10 @@
 """
-Every image of a set opened once: is it there, inside its folder, whole, and what are its pixels. What was found is on
-disk at once, so that a run that was killed goes on where it stopped.
+Every image of a set opened once: whether it exists, is inside its folder, is complete, and what its pixels are.
+
+Findings are written to a journal at once, so a run that was killed resumes where it stopped.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -12,17 +14,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import PIL
 from PIL import Image
 
+from ..io.atomic import write_text
+from ..io.journal import append_line, read_lines
 from .degradations import pixel_hash
 from .images import load_image
-from .readers.labels import EmbeddedImage
+from .labels import EmbeddedImage
 
-_VERSION = 1  # of the records: raise it when `pixel_hash` or the reading of images changes
+_HEADER = {"version": 2, "pillow": PIL.__version__}  # raise it when `pixel_hash` or the reading of images changes
 
 
 class Finding(NamedTuple):
@@ -33,9 +36,9 @@ class Finding(NamedTuple):
         key (`str`):
             Its path; of an embedded image the hash of its bytes.
         size (`int`), stamp (`int`):
-            Bytes and modification time (nanoseconds) of the file that was looked at; 0 and 0 where there is none.
+            Bytes and modification time (nanoseconds) of the file; 0 and 0 if it is missing.
         pixels (`str` or `None`):
-            [`~data.degradations.pixel_hash`] of the upright image; `None` where it can't be used.
+            [`~data.degradations.pixel_hash`] of the upright image; `None` if it can't be used.
         fault (`str` or `None`):
             `"missing"`, `"outside"` or `"unreadable"`.
         reason (`str`):
@@ -50,89 +53,25 @@ class Finding(NamedTuple):
     reason: str = ""
 
 
-class Journal:
-    """
-    Findings on disk, one JSON object a line, appended as they come. A last line that a killed run left half-written is
-    dropped; findings of another Pillow are, too, since decoders differ.
-
-    Args:
-        path (`Path`):
-            The file; it is created with its folder.
-    """
-
-    def __init__(self, path: Path):
-        self._found: dict[str, Finding] = {}
-        header = json.dumps({"version": _VERSION, "pillow": PIL.__version__}).encode() + b"\n"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        if path.exists():
-            with path.open("rb") as file:
-                if file.readline() == header:
-                    whole = len(header)
-                    for line in file:
-                        try:
-                            record = Finding(*json.loads(line))
-                        except (ValueError, TypeError):
-                            break
-                        if not line.endswith(b"\n"):
-                            break
-                        self._found[record.key] = record
-                        whole += len(line)
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        self._file.truncate(whole)
-        self._file.seek(whole)
-        if whole == 0:
-            self._file.write(header)
-            self._file.flush()
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def get(self, key: str, size: int, stamp: int) -> Finding | None:
-        """Returns what was found for a file, `None` if it was never opened or has changed since."""
-        found = self._found.get(key)
-        return found if found is not None and (found.size, found.stamp) == (size, stamp) else None
-
-    def add(self, finding: Finding) -> None:
-        """
-        Stores a finding.
-
-        Raises:
-            `OSError`: It can't be written; what stands on disk stays whole.
-        """
-        self._found[finding.key] = finding
-        # Surrogates of names that are no UTF-8 are escaped by JSON.
-        self._file.write(json.dumps(finding).encode() + b"\n")
-        self._file.flush()
-
-
 def inspect_images(
     images: Sequence[str | EmbeddedImage],
     folder: Path,
-    journal: Journal,
+    journal: Path,
     *,
     follow_links: bool = False,
     workers: int = 1,
     progress: Callable[[], object] = lambda: None,
 ) -> Iterator[Finding]:
     """
-    Looks at images one after the other; memory holds the pixels of as many as there are workers.
+    Inspect images in order; memory holds the pixels of one image a worker.
 
     Args:
         images (`Sequence[str | EmbeddedImage]`):
             Absolute paths, or images of a table.
         folder (`Path`):
-            Folder that paths must lie in.
-        journal ([`Journal`]):
-            What is known already, and where new findings go.
+            Folder that must contain the paths.
+        journal (`Path`):
+            File of earlier findings, which are reused for unchanged files, and of new ones.
         follow_links (`bool`, *optional*, defaults to `False`):
             Whether symbolic links may lead out of the folder.
         workers (`int`, *optional*, defaults to `1`):
@@ -143,6 +82,7 @@ def inspect_images(
     Yields:
         [`Finding`]: In the order of `images`.
     """
+    known = _read_findings(journal)
     resolve = os.path.abspath if follow_links else os.path.realpath
     home = resolve(folder)
     pending: deque[Future[tuple[Finding, bool]]] = deque()
@@ -150,14 +90,15 @@ def inspect_images(
     def finish() -> Finding:
         finding, is_new = pending.popleft().result()
         if is_new:
-            journal.add(finding)
+            known[finding.key] = finding
+            append_line(journal, finding._asdict(), sync=False)
         progress()
         return finding
 
     pool = ThreadPoolExecutor(workers)
     try:
         for image in images:
-            pending.append(pool.submit(_inspect, image, home, resolve, journal))
+            pending.append(pool.submit(_inspect, image, home, resolve, known))
             if len(pending) >= 4 * workers:
                 yield finish()
         while pending:
@@ -167,21 +108,7 @@ def inspect_images(
 
 
 def read_image_file(image: str | EmbeddedImage, finding: Finding) -> bytes:
-    """
-    Reads the bytes of an image that was looked at before.
-
-    Args:
-        image (`str` or `EmbeddedImage`):
-            The image.
-        finding ([`Finding`]):
-            What it was.
-
-    Returns:
-        `bytes`: The file as it is, undecoded.
-
-    Raises:
-        `ValueError`: The file has changed since.
-    """
+    """Read the bytes of an inspected image; raise `ValueError` if the file has changed since."""
     if isinstance(image, EmbeddedImage):
         return image.read()
     with open(image, "rb") as file:
@@ -192,47 +119,58 @@ def read_image_file(image: str | EmbeddedImage, finding: Finding) -> bytes:
     return data
 
 
+def _read_findings(journal: Path) -> dict[str, Finding]:
+    """Read the findings up to the first damaged line and drop the rest; decoders differ between versions of Pillow."""
+    known: dict[str, Finding] = {}
+    lines = read_lines(journal)
+    with contextlib.suppress(ValueError, TypeError):
+        first = next(lines, None)
+        if first is not None and first.content == _HEADER:
+            for line in lines:
+                finding = Finding(**line.content)
+                known[finding.key] = finding
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    kept = [_HEADER, *(finding._asdict() for finding in known.values())]
+    write_text(journal, "".join(json.dumps(content) + "\n" for content in kept))
+    return known
+
+
 def _inspect(
-    image: str | EmbeddedImage, home: str, resolve: Callable[[str], str], journal: Journal
+    image: str | EmbeddedImage, home: str, resolve: Callable[[str], str], known: dict[str, Finding]
 ) -> tuple[Finding, bool]:
-    """The finding, and whether it is new; a file that is missing or outside is looked at again by every run."""
+    """Return the finding and whether it is new; missing and outside files are looked up by every run."""
+    source: str | bytes
     if isinstance(image, EmbeddedImage):
-        data = image.read()
-        key = f"embedded:{hashlib.blake2b(data, digest_size=16).hexdigest()}"
-        known = journal.get(key, len(data), 0)
-        if known is not None:
-            return known, False
-        return _decode(Finding(key, len(data), 0, None), io.BytesIO(data), image.label), True
-    try:
-        status = os.stat(image)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        return Finding(image, 0, 0, None, "missing", reason), False
-    finding = Finding(image, status.st_size, status.st_mtime_ns, None)
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        return finding._replace(fault="missing", reason="it is no regular file"), False
-    real = resolve(image)
-    if os.path.commonpath([home, real]) != home:
-        return finding._replace(fault="outside", reason=f"it leads to {real}, out of {home}"), False
-    known = journal.get(*finding[:3])
-    if known is not None:
-        return known, False
-    return _decode(finding, image, image), True
+        source, name = image.read(), image.label
+        finding = Finding(f"embedded:{hashlib.blake2b(source, digest_size=16).hexdigest()}", len(source), 0, None)
+    else:
+        source = name = image
+        try:
+            status = os.stat(image)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            reason = getattr(error, "strerror", None) or str(error)
+            return Finding(image, 0, 0, None, "missing", reason), False
+        finding = Finding(image, status.st_size, status.st_mtime_ns, None)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+            return finding._replace(fault="missing", reason="it is not a regular file"), False
+        real = resolve(image)
+        if os.path.commonpath([home, real]) != home:
+            return finding._replace(fault="outside", reason=f"it leads to {real}, out of {home}"), False
+    earlier = known.get(finding.key)
+    if earlier is not None and earlier[:3] == finding[:3]:
+        return earlier, False
+    return _decode(finding, source, name), True
 
 
-def _decode(finding: Finding, source: str | io.BytesIO, name: str) -> Finding:
+def _decode(finding: Finding, source: str | bytes, name: str) -> Finding:
     try:
-        with Image.open(source) as opened:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice as many
             if limit is not None and opened.width * opened.height > limit:
                 raise ValueError(
                     f"{opened.width} x {opened.height} pixels are more than `PIL.Image.MAX_IMAGE_PIXELS` = {limit}"
                 )
-        if isinstance(source, io.BytesIO):
-            source.seek(0)
-            with Image.open(source) as opened:
-                return finding._replace(pixels=pixel_hash(load_image(opened)))
         return finding._replace(pixels=pixel_hash(load_image(source)))
-    except Exception as error:  # Pillow's decoders raise many kinds; whichever it is, the image can't be used
-        reason = str(error).replace(f" {name!r}", "").replace(name, "it")  # the name stands before it anyway
+    except Exception as error:  # Pillow's decoders raise many kinds, each of which makes the image unusable
+        reason = str(error).replace(f" {name!r}", "").replace(name, "it")  # the name precedes it in every list
         return finding._replace(fault="unreadable", reason=reason)

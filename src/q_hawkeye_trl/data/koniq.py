@@ -5,20 +5,22 @@ Source: http://database.mmsp-kn.de/koniq-10k-database.html. Of the two label fil
 preferred; both give the same MOS.
 """
 
-import csv
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset, Image
 
 from ..text import quality_messages
 from .image_columns import with_uniform_images
+from .labels import FileIndex, LabelRow, LabelSet, image_folder, plain_name, read_csv
 from .scales import koniq_mos, mean_opinion, spread_factor
-from .splits import draw_splits, image_key
+from .splits import SPLITS as _DRAWN
+from .splits import draw_splits, image_key, split_name
 
 SETS_FILE = "koniq10k_distributions_sets.csv"
 """Label file with the official split: c1 to c5 are shares, MOS is the column of 0 to 100."""
@@ -27,34 +29,19 @@ SCORES_FILE = "koniq10k_scores_and_distributions.csv"
 SPLITS = ("training", "validation", "test")
 RESOLUTIONS = ("1024x768", "512x384")
 
+_ANSWERS = ["c1", "c2", "c3", "c4", "c5"]
 _COLUMNS = {
-    SETS_FILE: ("image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "set"),
-    SCORES_FILE: ("image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "MOS_zscore"),
+    SETS_FILE: ["image_name", *_ANSWERS, "c_total", "MOS", "SD", "set"],
+    SCORES_FILE: ["image_name", *_ANSWERS, "c_total", "MOS", "SD", "MOS_zscore"],
 }
-
-
-class KoniqLabel(NamedTuple):
-    """
-    One row of a label file.
-
-    Args:
-        name (`str`):
-            File name of the image.
-        shares (`tuple[float, ...]`):
-            Shares of the answers 1 to 5, summing to 1.
-        zscore (`float`):
-            Score in [0, 100].
-        std (`float`):
-            Standard deviation of the answers, on their scale of 1 to 5.
-        split (`str` or `None`):
-            One of `SPLITS`, `None` where the file has no split.
-    """
-
-    name: str
-    shares: tuple[float, ...]
-    zscore: float
-    std: float
-    split: str | None
+_RANGES = {**dict.fromkeys(_ANSWERS, (0, math.inf)), "c_total": (1, math.inf), "SD": (0, 4), "MOS_zscore": (0, 100)}
+_ENDS = "with min = {low:.6g} and max = {high:.6g} over the whole set, test images included"
+_RULES = {
+    "deqa": f"1 + 4 (r - min) / (max - min) of the mean answer r (DeQA-Score's rule), {_ENDS}",
+    "raw": "the mean answer as it is",
+    "zscore-minmax": f"1 + 4 (z - min) / (max - min) of the column of 0 to 100 (VisualQuality-R1's rule), {_ENDS}",
+    "zscore": "1 + 4 z / 100 of the column of 0 to 100",
+}
 
 
 def load_koniq(
@@ -67,7 +54,7 @@ def load_koniq(
     allow_missing: int = 0,
 ) -> Dataset:
     """
-    Loads one split of KonIQ-10k from a folder of the official layout: `1024x768/` or `512x384/` with the images, and
+    Load one split of KonIQ-10k from a folder of the official layout: `1024x768/` or `512x384/` with the images, and
     `koniq10k_distributions_sets.csv` or `koniq10k_scores_and_distributions.csv`.
 
     Args:
@@ -76,20 +63,20 @@ def load_koniq(
         split (`str`, *optional*, defaults to `"training"`):
             `"training"`, `"validation"` or `"test"`.
         scale (`str`, *optional*, defaults to `"deqa"`):
-            Rule of the MOS, see [`~data.scales.koniq_mos`]. Minima and maxima are those of the whole file.
+            Rule of the MOS, see [`~data.scales.koniq_mos`]. Minimum and maximum are those of the whole file.
         resolution (`str`, *optional*):
             `"1024x768"` or `"512x384"`. By default the first of them that exists.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the random split that stands in for the official one where only the file without it is there. It
-            is the split that `q-hawkeye prepare koniq10k` draws, which also keeps images of the same pixels together.
+            Seed of the random split that replaces the official one if only the file without it exists. It is the split
+            that `q-hawkeye prepare koniq10k` draws, which also keeps images of the same pixels together.
         allow_missing (`int`, *optional*, defaults to `0`):
-            Number of the split's images that may be missing; they are left out with a warning.
+            Maximum number of missing images of the split; they are dropped with a warning.
 
     Returns:
         `Dataset`: One row an image, with the columns
 
         - `prompt`: conversation that asks for the quality.
-        - `image`: decoded on access from its path.
+        - `image`: upright RGB, decoded on access from its path.
         - `image_id`: file name. `dataset`: `"koniq10k"`.
         - `mos`: MOS in [1, 5], higher is better.
         - `mos_raw`: value that the rule started from: the mean answer in [1, 5] for `deqa` and `raw`, the column of
@@ -103,130 +90,165 @@ def load_koniq(
     """
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r} of KonIQ-10k; choose one of {', '.join(SPLITS)}.")
-    images = koniq_image_folder(Path(data_dir), resolution)
-    labels = read_koniq_labels(koniq_label_file(Path(data_dir)))
-    mean, zscore = mean_opinion(np.array([label.shares for label in labels])), [label.zscore for label in labels]
-    mos, source = koniq_mos(mean, np.array(zscore), scale)
-    factor = spread_factor(mos, mean)
-    splits = _splits(labels, seed)
-    rows = _present([i for i in range(len(labels)) if splits[i] == split], labels, images, allow_missing)
+    labels = read_koniq10k(Path(data_dir), scale=scale, resolution=resolution)
+    splits = [row.split for row in labels.rows]
+    if splits[0] is None:
+        warnings.warn(f"{SCORES_FILE} has no split: drawing one with seed {seed}, which is not the official one.")
+        drawn = draw_splits([image_key(row.image_id) for row in labels.rows], seed=seed)
+        splits = [_DRAWN[drawn[image_key(row.image_id)]] for row in labels.rows]
+    chosen = [i for i, name in enumerate(splits) if name == split_name(split, "split")]
+    kept = [i for i in chosen if os.path.isfile(labels.rows[i].image)]  # type: ignore[arg-type]
+    _check_missing(labels, sorted(set(chosen) - set(kept)), len(chosen), allow_missing)
+    rows = [labels.rows[i] for i in kept]
     columns = {
         "prompt": [quality_messages() for _ in rows],
-        "image": [os.path.abspath(images / labels[i].name) for i in rows],
-        "image_id": [labels[i].name for i in rows],
+        "image": [row.image for row in rows],
+        "image_id": [row.image_id for row in rows],
         "dataset": ["koniq10k"] * len(rows),
-        "mos": [float(mos[i]) for i in rows],
-        "mos_raw": [float(source[i]) for i in rows],
+        "mos": labels.mos[kept].tolist(),
+        "mos_raw": [row.score for row in rows],
         "mos_direction": ["higher"] * len(rows),
         "mos_scale": [scale] * len(rows),
-        "mos_std": [labels[i].std * factor for i in rows],
-        "mos_std_raw": [labels[i].std for i in rows],
+        "mos_std": labels.mos_std[kept].tolist(),
+        "mos_std_raw": [row.std for row in rows],
     }
     return with_uniform_images(Dataset.from_dict(columns).cast_column("image", Image()))
 
 
-def read_koniq_labels(path: str | os.PathLike) -> list[KoniqLabel]:
+def _check_missing(labels: LabelSet, missing: list[int], count: int, allowed: int) -> None:
+    few = ", ".join(labels.rows[i].image_id for i in missing[:5]) + (", …" if len(missing) > 5 else "")
+    if len(missing) > allowed:
+        raise FileNotFoundError(
+            f"{labels.folder}: {len(missing)} of the split's {count} images are missing ({few}); unpack the set "
+            f"again, or drop them by allow_missing={len(missing)}."
+        )
+    if len(missing) == count:
+        raise ValueError(f"{labels.folder}: the split has no images.")
+    if missing:
+        warnings.warn(f"{labels.folder}: {len(missing)} of the split's {count} images are missing ({few}); dropped.")
+
+
+def read_koniq10k(
+    root: Path, *, scale: str | None = None, images: str | None = None, resolution: str | None = None
+) -> LabelSet:
     """
-    Reads and checks one of KonIQ-10k's label files.
+    Read the labels of KonIQ-10k in its official layout, see [`load_koniq`].
 
     Args:
-        path (`str` or `os.PathLike`):
-            File with one of the two official names.
+        root (`Path`):
+            Folder of the set.
+        scale (`str`, *optional*):
+            One of [`~data.scales.KONIQ_SCALES`], by default `"deqa"`.
+        images (`str`, *optional*):
+            Image folder instead of the official ones.
+        resolution (`str`, *optional*):
+            `"1024x768"` or `"512x384"`, by default the first that exists.
 
     Returns:
-        `list[KoniqLabel]`: Rows in the file's order.
+        [`~data.labels.LabelSet`]
 
     Raises:
-        `ValueError`: Wrong columns, a value that is missing, not finite or out of range, a duplicate or no row.
+        `FileNotFoundError`: A folder or the label file is missing.
+        `ValueError`: Unknown option, or a label file that is not as published; the message names the row.
+    """
+    folder = image_folder(root, images, (), "KonIQ-10k") if images else _image_folder(root, resolution)
+    path, scale = _label_file(root), scale or "deqa"
+    table = read_koniq_labels(path)
+    mean = mean_opinion(table[_ANSWERS].to_numpy())
+    mos, source = koniq_mos(mean, table["zscore"].to_numpy(), scale)
+    index = FileIndex([folder.absolute()])
+    rows = [
+        LabelRow(row.name, index.path(row.name), row.where, float(score), row.std, row.split)
+        for row, score in zip(table.itertuples(index=False), source, strict=True)
+    ]
+    notes = []
+    if path.name != SETS_FILE:
+        notes.append(f"{path.name} has no split: the drawn one is not the official one, which {SETS_FILE} has.")
+    if scale.startswith("zscore"):
+        notes.append("The rule is not linear in the mean answer: mos_std is scaled by the ratio of spreads.")
+    return LabelSet(
+        name="koniq10k",
+        rows=rows,
+        mos=mos,
+        mos_std=table["std"].to_numpy() * spread_factor(mos, mean),
+        scale=scale,
+        direction="higher",
+        scores="mean answer of 1 to 5, from c1 to c5" if scale in ("deqa", "raw") else "z-scored MOS of 0 to 100",
+        rule=_RULES[scale].format(low=source.min(), high=source.max()),
+        folder=folder.absolute(),
+        files=[path],
+        ends=(1, 5),
+        splits="official" if path.name == SETS_FILE else "by image",
+        notes=notes,
+    )
+
+
+def read_koniq_labels(path: str | os.PathLike) -> pd.DataFrame:
+    """
+    Read and check one of the two official label files, told apart by their names.
+
+    Returns one row an image in the file's order: `where`, `name`, `c1` to `c5` (shares that sum to 1), `zscore` in
+    [0, 100], `std` of the answers on their scale of 1 to 5, and `split` (`None` in the file without splits). Raises
+    `ValueError` for wrong columns, a value that is missing, not finite or out of range, a repeated row, or no row.
     """
     path = Path(path)
     if path.name not in _COLUMNS:
-        raise ValueError(f"{path}: expected a file named {' or '.join(_COLUMNS)}, which tells what its columns mean.")
-    try:
-        return _read_rows(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): fetch it again.") from error
-    except csv.Error as error:
-        raise ValueError(f"{path} can't be read as CSV ({error}): fetch it again.") from error
-
-
-def _read_rows(path: Path) -> list[KoniqLabel]:
-    labels: list[KoniqLabel] = []
-    first: dict[str, int] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        expected, found = _COLUMNS[path.name], reader.fieldnames or []
-        if not set(expected) <= set(found):
-            raise ValueError(
-                f"{path}: expected the columns {', '.join(expected)}, found {', '.join(found) or 'none'}."
-            )
-        for row in reader:
-            where = f"{path}, line {reader.line_num} ({row['image_name']})"
-            labels.append(_label(row, where))
-            earlier = first.setdefault(labels[-1].name, reader.line_num)
-            if earlier != reader.line_num:
-                raise ValueError(f"{where}: this image already stands in line {earlier}; keep one of them.")
-    if not labels:
+        raise ValueError(f"{path}: expected a file named {' or '.join(_COLUMNS)}, whose columns differ.")
+    has_split = path.name == SETS_FILE
+    read = [{**row, "where": where} for where, row in read_csv(path, _COLUMNS[path.name], "KonIQ-10k")]
+    if not read:
         raise ValueError(f"{path}: there are no rows below the header; fetch the file again.")
-    return labels
+    raw = pd.DataFrame(read, dtype=object)
+    names = [plain_name(row["image_name"], f"{row['where']}: `image_name`") for row in read]
+    raw["where"] = raw["where"] + [f" ({name})" for name in names]
+    repeated = pd.Series(names, dtype=object).duplicated()
+    _check(raw, repeated, lambda i: f"the image is also in {raw['where'][names.index(names[i])]}; keep one row")
+    ranges = {**_RANGES, "MOS": (0, 100) if has_split else (1, 5)}
+    values = pd.DataFrame({column: _numbers(raw, column, *ranges[column]) for column in ranges if column in raw})
+    answers, total = values[_ANSWERS], values[_ANSWERS].sum(axis=1)
+    is_sum = ((total - 1).abs() <= 1e-4) | ((total - values["c_total"]).abs() <= 1e-4)  # shares, or counts
+    counted = values["c_total"]
+    _check(raw, ~is_sum, lambda i: f"c1 to c5 sum to {total[i]:g}, expected 1 (shares) or c_total = {counted[i]:g}")
+    shares = answers.div(total, axis=0)
+    mean = shares @ np.arange(1, 6)
+    variance = shares @ np.arange(1, 6) ** 2 - mean**2
+    if not has_split:
+        off = (values["MOS"] - mean).abs() > 0.05
+        _check(raw, off, lambda i: f"`MOS` is {values['MOS'][i]}, but c1 to c5 average to {mean[i]:.4f}")
+    off_std, off_variance = ((measure - values["SD"]).abs() for measure in (np.sqrt(variance.clip(lower=0)), variance))
+    wrong = (off_std > 0.05) & (off_variance < 0.05)
+    _check(raw, wrong, lambda _: f"`SD` is the variance of c1 to c5, not their deviation, in {wrong.sum()} rows")
+    splits = pd.Series([None] * len(raw), dtype=object)
+    if has_split:
+        known = ", ".join(SPLITS)
+        _check(raw, ~raw["set"].isin(SPLITS), lambda i: f"`set` must be one of {known}, got {raw['set'][i]!r}")
+        splits = raw["set"].map(lambda name: split_name(name, str(path)))
+    zscore = values["MOS" if has_split else "MOS_zscore"]
+    return shares.assign(where=raw["where"], name=names, zscore=zscore, std=values["SD"], split=splits)
 
 
-def _label(row: dict, where: str) -> KoniqLabel:
-    if not row["image_name"] or row["image_name"] != os.path.basename(row["image_name"]):
-        raise ValueError(f"{where}: `image_name` must be a plain file name, got {row['image_name']!r}.")
-    shares = _shares(row, where)
-    std = _number(row, "SD", 0, 4, where)
-    if "MOS_zscore" not in row:
-        split = row["set"]
-        if split not in SPLITS:
-            raise ValueError(f"{where}: `set` must be one of {', '.join(SPLITS)}, got {split!r}.")
-        return KoniqLabel(row["image_name"], shares, _number(row, "MOS", 0, 100, where), std, split)
-    mos, mean = _number(row, "MOS", 1, 5, where), sum(k * share for k, share in enumerate(shares, 1))
-    if abs(mos - mean) > 0.05:
-        raise ValueError(f"{where}: `MOS` is {mos} while c1 to c5 average to {mean:.4f}: they are not of one image.")
-    return KoniqLabel(row["image_name"], shares, _number(row, "MOS_zscore", 0, 100, where), std, None)
+def _numbers(raw: pd.DataFrame, column: str, low: float, high: float) -> pd.Series:
+    values = pd.to_numeric(raw[column], errors="coerce").astype(float)
+    wrong = ~values.between(low, high) | ~np.isfinite(values)
+    _check(raw, wrong, lambda i: f"`{column}` must be a number in [{low}, {high}], got {raw[column][i]!r}")
+    return values
 
 
-def _shares(row: dict, where: str) -> tuple[float, ...]:
-    counts = [_number(row, f"c{k}", 0, math.inf, where) for k in range(1, 6)]
-    total, answers = sum(counts), _number(row, "c_total", 1, math.inf, where)
-    if abs(total - 1) > 1e-4 and abs(total - answers) > 1e-4:  # shares in one of the files, counts in the other
-        raise ValueError(f"{where}: c1 to c5 sum to {total:g}, expected 1 (shares) or c_total = {answers:g} (counts).")
-    return tuple(count / total for count in counts)
+def _check(raw: pd.DataFrame, wrong: pd.Series, message: Callable[[int], str]) -> None:
+    if wrong.any():
+        first = int(wrong.to_numpy().argmax())
+        raise ValueError(f"{raw['where'][first]}: {message(first)}.")
 
 
-def _number(row: dict, column: str, low: float, high: float, where: str) -> float:
-    try:
-        value = float(row[column])
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{where}: `{column}` must be a number in [{low}, {high}], got {row[column]!r}.")
-    return value
-
-
-def koniq_label_file(data_dir: Path) -> Path:
-    """
-    Finds the label file in KonIQ-10k's folder, the one with the official split first.
-
-    Raises:
-        `FileNotFoundError`: None of the two is there; the message lists what is.
-    """
+def _label_file(data_dir: Path) -> Path:
     for name in (SETS_FILE, SCORES_FILE):
         if (data_dir / name).is_file():
             return data_dir / name
     found = ", ".join(sorted(file.name for file in data_dir.glob("*.csv"))) or "none"
-    raise FileNotFoundError(f"{data_dir}: expected {SETS_FILE} or {SCORES_FILE}, found these csv files: {found}.")
+    raise FileNotFoundError(f"{data_dir}: expected {SETS_FILE} or {SCORES_FILE}; its csv files are: {found}.")
 
 
-def koniq_image_folder(data_dir: Path, resolution: str | None) -> Path:
-    """
-    Finds the images in KonIQ-10k's folder, those of `resolution` or else the largest.
-
-    Raises:
-        `FileNotFoundError`: There is no such folder.
-        `ValueError`: Unknown resolution.
-    """
+def _image_folder(data_dir: Path, resolution: str | None) -> Path:
     if resolution is not None and resolution not in RESOLUTIONS:
         raise ValueError(f"Unknown resolution {resolution!r} of KonIQ-10k; choose one of {', '.join(RESOLUTIONS)}.")
     if not data_dir.is_dir():
@@ -236,29 +258,3 @@ def koniq_image_folder(data_dir: Path, resolution: str | None) -> Path:
         if (data_dir / name).is_dir():
             return data_dir / name
     raise FileNotFoundError(f"{data_dir}: expected an image folder {' or '.join(wanted)}; unpack the set's zip there.")
-
-
-def _splits(labels: list[KoniqLabel], seed: int) -> list[str | None]:
-    if labels[0].split is not None:
-        return [label.split for label in labels]
-    warnings.warn(f"{SCORES_FILE} has no split: drawing one with seed {seed}, which is not the official one.")
-    keys = [image_key(label.name) for label in labels]
-    drawn = draw_splits(keys, seed=seed)
-    return [SPLITS[drawn[key]] for key in keys]
-
-
-def _present(rows: list[int], labels: list[KoniqLabel], images: Path, allow_missing: int) -> list[int]:
-    names = set(os.listdir(images))
-    missing = [labels[i].name for i in rows if labels[i].name not in names]
-    few = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-    if len(missing) > allow_missing:
-        raise FileNotFoundError(
-            f"{images}: {len(missing)} of the split's {len(rows)} images are missing ({few}); unpack the set again, "
-            f"or go on without them by allow_missing={len(missing)}."
-        )
-    if missing:
-        warnings.warn(f"{images}: going on without {len(missing)} of the split's {len(rows)} images ({few}).")
-    kept = [i for i in rows if labels[i].name in names]
-    if not kept:
-        raise ValueError(f"{images}: no image is left in this split.")
-    return kept

@@ -1,31 +1,24 @@
 """
-From released scores to MOS in [1, 5]. "1 to 5" is not one scale: KonIQ-10k's rules differ by 0.44 on average and order
-images differently, so that every row of ours names the rule that made its MOS.
+From released scores to MOS in [1, 5].
+
+"1 to 5" is not one scale: KonIQ-10k's rules differ by 0.44 on average and order images differently, so every row names
+the rule that made its MOS.
 """
 
 import numpy as np
 
 KONIQ_SCALES = ("deqa", "raw", "zscore-minmax", "zscore")
-"""Rules that [`koniq_mos`] knows."""
+"""Rules of [`koniq_mos`]."""
 
 SCALES = ("deqa", "linear")
-"""Rules that [`to_mos`] knows, of every other set."""
+"""Rules of [`to_mos`], for every other set."""
 
 DIRECTIONS = ("higher", "lower")
-"""Which end of a released score is the better one."""
+"""Better end of a released score."""
 
 
 def mean_opinion(shares: np.ndarray) -> np.ndarray:
-    """
-    Averages answers on a scale of 1 to K: r = sum over k of k c_k.
-
-    Args:
-        shares (`np.ndarray`):
-            Shares or counts of the answers 1 to K, shape `(N, K)`; each row is divided by its sum.
-
-    Returns:
-        `np.ndarray`: Means of shape `(N,)`, in [1, K].
-    """
+    """Return the means `(N,)` of answers from 1 to K, sum over k of k c_k, from their shares or counts `(N, K)`."""
     answers = np.arange(1, shares.shape[1] + 1)
     means = shares @ answers / shares.sum(axis=1)
     return np.clip(means, 1, answers[-1])  # unanimous answers can round to just outside
@@ -33,29 +26,20 @@ def mean_opinion(shares: np.ndarray) -> np.ndarray:
 
 def min_max(values: np.ndarray) -> np.ndarray:
     """
-    Maps the smallest value to 1 and the largest to 5, linearly: 1 + 4 (v - min) / (max - min), DeQA-Score's
-    normalisation. Minimum and maximum must be taken over the whole set, test images included, or scores of different
-    splits don't compare.
+    Map the smallest value to 1 and the largest to 5, linearly: 1 + 4 (v - min) / (max - min), DeQA-Score's rule.
 
-    Args:
-        values (`np.ndarray`):
-            Scores of a whole set where higher is better, shape `(N,)`, any unit.
-
-    Returns:
-        `np.ndarray`: Shape `(N,)`, in [1, 5].
-
-    Raises:
-        `ValueError`: All values are the same.
+    `values` `(N,)` must be of the whole set, test images included, or scores of different splits are not comparable.
+    Higher must be better. Raises `ValueError` if all values are the same.
     """
     low, high = values.min(), values.max()
     if not low < high:
-        raise ValueError(f"All {len(values)} scores are {low}: a scale from the smallest to the largest needs two.")
+        raise ValueError(f"All {len(values)} scores are {low}; a scale from the smallest to the largest needs two.")
     return 1 + 4 * ((values - low) / (high - low))
 
 
 def koniq_mos(mean: np.ndarray, zscore: np.ndarray, scale: str) -> tuple[np.ndarray, np.ndarray]:
     """
-    Computes KonIQ-10k's MOS by one of the rules in use.
+    Compute KonIQ-10k's MOS by one of the rules in use.
 
     Args:
         mean (`np.ndarray`):
@@ -86,22 +70,22 @@ def to_mos(
     values: np.ndarray, scale: str, direction: str = "higher", ends: tuple[float, float] | None = None
 ) -> tuple[np.ndarray, float]:
     """
-    Brings the released scores of a whole set to MOS in [1, 5], higher is better. Nothing is clamped.
+    Map the released scores of a whole set to MOS in [1, 5], higher is better. Nothing is clamped.
 
     Args:
         values (`np.ndarray`):
             Scores of the whole set, test images included, shape `(N,)`; NaN where an image has none.
         scale (`str`):
             `"deqa"`: from the smallest to the largest score that occurs ([`min_max`], DeQA-Score). `"linear"`: from
-            end to end of the scale on which people answered, 1 + 4 (v - low) / (high - low).
+            end to end of the released scale, 1 + 4 (v - low) / (high - low).
         direction (`str`, *optional*, defaults to `"higher"`):
-            Better end of `values`, one of `DIRECTIONS`; `"lower"` is turned round.
+            Better end of `values`, one of `DIRECTIONS`; `"lower"` is reversed.
         ends (`tuple[float, float]`, *optional*):
             Lowest and highest value of the scale; `"linear"` needs them.
 
     Returns:
-        `tuple[np.ndarray, float]`: MOS of shape `(N,)`, NaN where `values` is, and the points of MOS that one unit of
-        the released score is worth, by which standard deviations are multiplied.
+        `tuple[np.ndarray, float]`: MOS of shape `(N,)`, NaN where `values` is, and the points of MOS in one unit of
+        the released score, by which standard deviations are multiplied.
 
     Raises:
         `ValueError`: Unknown rule or direction, no ends, a score beyond them, or fewer than two different scores.
@@ -124,7 +108,7 @@ def to_mos(
     beyond = values[scored & ~((low <= values) & (values <= high))]
     if len(beyond):
         raise ValueError(
-            f"{len(beyond)} of {scored.sum()} scores lie beyond [{low:g}, {high:g}], {beyond[0]:g} for one: give the "
+            f"{len(beyond)} of {scored.sum()} scores are outside [{low:g}, {high:g}], {beyond[0]:g} for one; give the "
             "scale's true ends. Scores are never clamped."
         )
     distance = values - low if direction == "higher" else high - values
@@ -133,16 +117,10 @@ def to_mos(
 
 def spread_factor(mos: np.ndarray, answers: np.ndarray) -> float:
     """
-    Tells how many points of MOS one point of the raters' scale is worth: the ratio of both standard deviations over
-    the set. It is the slope where MOS is a linear function of the mean answer, and the nearest to it where it is not
-    (KonIQ-10k's rules of the z-scores).
+    Return the points of MOS in one point of the raters' scale: the ratio of the standard deviations of both `(N,)`.
 
-    Args:
-        mos (`np.ndarray`), answers (`np.ndarray`):
-            MOS and mean answers of the whole set, both `(N,)`.
-
-    Returns:
-        `float`: At least 0; 1 for a set of one image or of equal answers, which tell nothing.
+    It is the slope if MOS is linear in the mean answer, and close to it otherwise (KonIQ-10k's rules of the z-scores).
+    It is 1 for one image or equal answers.
     """
     spread = float(np.std(answers))
     return float(np.std(mos)) / spread if spread > 0 else 1.0
@@ -150,8 +128,10 @@ def spread_factor(mos: np.ndarray, answers: np.ndarray) -> float:
 
 def spread_reading(means: np.ndarray, spreads: np.ndarray, raters: int) -> tuple[float, float]:
     """
-    Tells from the numbers whether a column holds standard deviations or variances of whole-number answers: n answers
-    with mean m and variance v have the sum of squares n (v + m²), a whole number, even or odd as the sum n m is.
+    Decide from the numbers whether a column holds standard deviations or variances of whole-number answers.
+
+    n answers with mean m and variance v have the sum of squares n (v + m²), a whole number that is even or odd as the
+    sum n m is.
 
     Args:
         means (`np.ndarray`):

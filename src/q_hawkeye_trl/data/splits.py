@@ -1,13 +1,15 @@
-"""Splits by group: what shows the same content never stands in two of them."""
+"""Splits by group: images of the same content are always in one split."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.7, 0.1, 0.2)
-"""Shares of the splits where a set has none of its own: KonIQ-10k's, rounded."""
+"""Default shares of the splits: KonIQ-10k's, rounded."""
 
 _NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -17,21 +19,7 @@ _NAMES = {
 
 
 def split_name(value: object, where: str) -> str:
-    """
-    Reads the name of a split as label files write it.
-
-    Args:
-        value (`object`):
-            `train` or `training`, `validation`, `val`, `valid` or `dev`, `test` or `testing`, in any case.
-        where (`str`):
-            What the message calls the place.
-
-    Returns:
-        `str`: One of `SPLITS`.
-
-    Raises:
-        `ValueError`: Anything else.
-    """
+    """Read the name of a split as label files write it, such as `training`, `val` or `dev`, as one of `SPLITS`."""
     name = _NAMES.get(str(value).strip().lower())
     if name is None:
         raise ValueError(f"{where}: expected a split (train, validation or test), got {value!r}.")
@@ -39,15 +27,16 @@ def split_name(value: object, where: str) -> str:
 
 
 def image_key(image_id: str) -> str:
-    """Names the group of an image that belongs to no other one, as [`draw_splits`] takes it."""
+    """Return the group of an image that belongs to no other group, for [`draw_splits`]."""
     return f"image {image_id}"
 
 
 def draw_splits(groups: Iterable[str], shares: Sequence[float] = SHARES, seed: int = 0) -> dict[str, int]:
     """
-    Draws a split for each group. Shares count groups, not images; every split with a share gets one group at least
-    where there are enough of them. Groups are ordered by a hash of the seed and their name, so that a group more or
-    less moves one or two others and not all.
+    Draw a split for each group.
+
+    Shares count groups, not images; every split with a share gets at least one group if there are enough. Groups are
+    ordered by a hash of the seed and their name, so adding or removing a group moves one or two others, not all.
 
     Args:
         groups (`Iterable[str]`):
@@ -64,7 +53,7 @@ def draw_splits(groups: Iterable[str], shares: Sequence[float] = SHARES, seed: i
         `ValueError`: A share is negative or all are 0.
     """
     if min(shares) < 0 or not 0 < sum(shares) < float("inf"):
-        raise ValueError(f"Shares of splits are at least 0 and not all 0, got {tuple(shares)}.")
+        raise ValueError(f"Shares of splits must be at least 0 and not all 0, got {tuple(shares)}.")
     names = set(groups)
     ends = np.rint(np.cumsum(shares) * len(names) / sum(shares)).astype(int)
     sizes = np.diff(ends, prepend=0)
@@ -78,35 +67,21 @@ def draw_splits(groups: Iterable[str], shares: Sequence[float] = SHARES, seed: i
 
 def join_groups(keys: Sequence[Sequence[str]]) -> list[str]:
     """
-    Joins rows that share a key, directly or by way of other rows.
+    Join rows that share a key, directly or through other rows, and return the group of each row.
 
-    Args:
-        keys (`Sequence[Sequence[str]]`):
-            Keys of each row, at least one: its own name, its reference, the hash of its pixels.
-
-    Returns:
-        `list[str]`: Group of each row, named by the smallest first key among its rows, so that the name does not
-        depend on the order of the rows.
+    A group is named by the smallest first key of its rows, so its name does not depend on their order.
     """
-    parents: dict[str, str] = {}
-
-    def root(key: str) -> str:
-        parents.setdefault(key, key)
-        while parents[key] != key:
-            parents[key] = parents[parents[key]]
-            key = parents[key]
-        return key
-
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(key for row in keys for key in row))}
+    pairs = np.array([(numbers[row[0]], numbers[key]) for row in keys for key in row]).T
+    graph = coo_array((np.ones(pairs.shape[1], dtype=bool), pairs), shape=(len(numbers), len(numbers)))
+    groups = connected_components(graph, directed=False)[1]
+    names: dict[int, str] = {}
     for row in keys:
-        for key in row[1:]:
-            parents[root(key)] = root(row[0])
-    names: dict[str, str] = {}
-    for row in keys:
-        top = root(row[0])
-        names[top] = min(names.get(top, row[0]), row[0])
-    return [names[root(row[0])] for row in keys]
+        group = groups[numbers[row[0]]]
+        names[group] = min(names.get(group, row[0]), row[0])
+    return [names[groups[numbers[row[0]]]] for row in keys]
 
 
 def _draw(seed: int, name: str) -> bytes:
-    # surrogates: names of files that are no UTF-8
+    # surrogates: file names that are not UTF-8
     return hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogatepass"), digest_size=16).digest()

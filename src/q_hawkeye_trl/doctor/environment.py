@@ -95,7 +95,7 @@ def check_trl(plan: Plan) -> Iterator[Finding]:
     changes = {part: changed_hooks(part) for part in HOOKS if part != METHOD}
     for part, change in changes.items():
         if change:
-            yield warning("TRL", f"{part.replace('_', ' ')} is off: {change}", WITHOUT[part])
+            yield warning("TRL", f"{part} is off: {change}", WITHOUT[part])
     if not any(changes.values()):
         count = len({name for hooks in HOOKS.values() for name in hooks})
         yield ok("TRL", f"{trl.__version__}: the {count} methods that the trainer hooks are as expected")

@@ -4,17 +4,13 @@ import contextlib
 import io
 import json
 import os
-import runpy
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..io.outputs import check_writable
 from . import Finding, Plan, ok, problem, warning
-
-SCRIPT = Path("examples") / "train_koniq.py"
 
 
 class ModelSize(NamedTuple):
@@ -31,53 +27,39 @@ def readable(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
-def find_script() -> Path | None:
-    """The project's training script: of the working directory, or of the checkout that the package is run from."""
-    return next((root / SCRIPT for root in (Path(), Path(__file__).parents[3]) if (root / SCRIPT).is_file()), None)
-
-
 def check_recipe(plan: Plan) -> Iterator[Finding]:
     """Parse the recipe as the training does, and complete the plan from it."""
     if plan.config is None:
         return
-    if not Path(plan.config).is_file():
-        yield problem("recipe", f"there is no file {plan.config}", "the project's recipes are in recipes/")
-        return
-    if (script := find_script()) is None:
-        advice = f"run it from a checkout of the project, which has {SCRIPT}"
-        yield problem("recipe", f"there is no {SCRIPT} to read it", advice)
-        return
-    parsed, fault = _parse(script, "--config", plan.config)
-    if parsed is not None:
+    options, fault = _parse("--config", plan.config)
+    if options is not None:
         yield ok("recipe", f"{plan.config}: its keys are known and compatible")
     else:
-        parsed, _ = _parse(script, "--config", plan.config, "--use_cpu", "true", "--bf16", "false")
-        if parsed is None:
-            yield problem("recipe", fault, "correct the recipe")
+        options, _ = _parse("--config", plan.config, "--use_cpu", "true", "--bf16", "false")
+        if options is None:
+            yield problem("recipe", fault, "correct the recipe; the packaged ones are in recipes/")
             return
-        parsed[1].use_cpu, parsed[1].bf16 = False, True  # the recipe's own values, for the other checks
+        options.training_args.use_cpu, options.training_args.bf16 = False, True  # what the recipe asks for
         advice = "run it on a GPU; or, for a tiny model, pass --use_cpu true --bf16 false to the training"
         yield problem("recipe", f"it needs a GPU: {fault}", advice)
-    plan.script_args, plan.args, plan.model_args = parsed
+    plan.script_args, plan.args, plan.model_args, _ = options
     plan.model = plan.model or plan.model_args.model_name_or_path
     plan.data = plan.data or plan.script_args.dataset or plan.script_args.data_dir
     plan.output_dir = plan.output_dir or plan.args.output_dir
 
 
-def _parse(script: Path, *arguments: str) -> tuple[tuple[Any, Any, Any] | None, str]:
-    """The parsed dataclasses, or `None` and the reason."""
-    parse = runpy.run_path(str(script), run_name="train_koniq")["parse_arguments"]
-    stderr, before = io.StringIO(), sys.argv
+def _parse(*words: str) -> tuple[Any, str]:
+    """The options of a training, or `None` and why they are refused."""
+    from ..train.arguments import parse_arguments
+
+    stderr = io.StringIO()
     try:
-        sys.argv = [str(script), *arguments]
         with contextlib.redirect_stderr(stderr):
-            return parse()[:3], ""
+            return parse_arguments(words), ""
     except SystemExit:  # argparse has printed the reason
         return None, (stderr.getvalue().strip().splitlines() or ["the parser exited"])[-1]
     except (ValueError, OSError, TypeError) as error:
         return None, str(error)
-    finally:
-        sys.argv = before
 
 
 def check_model(plan: Plan) -> Iterator[Finding]:

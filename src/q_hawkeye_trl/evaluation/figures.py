@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from .intervals import DRAWS, correlation_interval, difference_interval, error_interval, replicate, units_of
-from .logistic import Logistic, correlation_of_curve, fit_logistic, plcc_fitted
+from .logistic import Logistic, fit_logistic, plcc_fitted
 from .metrics import constant, krcc, mae, plcc, rmse, srcc
 from .score_tables import SCALE, ScoreTable
 
@@ -96,14 +96,15 @@ def compare_tables(
     scores = [np.where(np.isnan(table.score), MIDDLE, table.score) for table in (first, second)]
     curves = [fit_logistic(score, answers) for score in scores]
 
+    def both(rows: np.ndarray, quick: bool = False) -> list[Figures]:
+        pairs = zip(scores, curves, strict=True)
+        return [point_figures(score[rows], answers[rows], mos[rows], curve, quick=quick) for score, curve in pairs]
+
     def measure(rows: np.ndarray) -> Figures:
-        one, other = (
-            draw_figures(score[rows], answers[rows], mos[rows], curve)
-            for score, curve in zip(scores, curves, strict=True)
-        )
+        one, other = both(rows, quick=True)
         return {name: one[name] - other[name] for name in one}
 
-    one, other = (point_figures(score, answers, mos, curve) for score, curve in zip(scores, curves, strict=True))
+    one, other = both(np.arange(len(first)))
     differences = {name: one[name] - other[name] for name in one}
     kinds = dict.fromkeys(differences, difference_interval)
     return {
@@ -188,33 +189,25 @@ def target_of(table: ScoreTable, target: str) -> np.ndarray:
     return table.mos_raw
 
 
-def point_figures(score: np.ndarray, target: np.ndarray, mos: np.ndarray, start: Logistic | None = None) -> Figures:
-    """Compute correlations with `target` and errors against `mos`, arrays of shape `(N,)`; `nan` without an image."""
+def point_figures(
+    score: np.ndarray, target: np.ndarray, mos: np.ndarray, start: Logistic | None = None, *, quick: bool = False
+) -> Figures:
+    """
+    Compute correlations with `target` and errors against `mos`, arrays of shape `(N,)`; `nan` without an image.
+
+    With `quick` scipy's checks and p-values are skipped, which would take most of the time of thousands of draws.
+    """
     if len(score) == 0:
         return dict.fromkeys((*CORRELATIONS, *ERRORS), float("nan"))
+    quick = quick and len(score) > 1 and not constant(score) and not constant(target)
+    pearson, spearman = (_pearson, _spearman) if quick else (plcc, srcc)
     return {
-        "plcc": plcc(score, target),
-        "plcc_fitted": plcc_fitted(score, target, start),
-        "srcc": srcc(score, target),
+        "plcc": pearson(score, target),
+        "plcc_fitted": plcc_fitted(score, target, start, pearson),
+        "srcc": spearman(score, target),
         "krcc": krcc(score, target),
         "rmse": rmse(score, mos),
         "mae": mae(score, mos),
-    }
-
-
-def draw_figures(score: np.ndarray, target: np.ndarray, mos: np.ndarray, start: Logistic | None = None) -> Figures:
-    """Compute [`point_figures`] of a draw, without scipy's checks and p-values, which would take most of the time."""
-    if len(score) < 2 or constant(score) or constant(target):
-        return point_figures(score, target, mos, start)
-    curve = fit_logistic(score, target, start)
-    error = score - mos
-    return {
-        "plcc": _pearson(score, target),
-        "plcc_fitted": float("nan") if curve is None else correlation_of_curve(curve, score, target, _pearson),
-        "srcc": _pearson(stats.rankdata(score), stats.rankdata(target)),
-        "krcc": krcc(score, target),
-        "rmse": float(np.sqrt(np.mean(error**2))),
-        "mae": float(np.mean(np.abs(error))),
     }
 
 
@@ -282,6 +275,10 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))
 
 
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    return _pearson(stats.rankdata(a), stats.rankdata(b))
+
+
 def _score_figures(
     score: np.ndarray, target: np.ndarray, table: ScoreTable, start: Logistic | None, draws: int, seed: int
 ) -> Figures:
@@ -289,7 +286,7 @@ def _score_figures(
     estimates = point_figures(score, target, table.mos, curve)
 
     def measure(rows: np.ndarray) -> Figures:
-        return draw_figures(score[rows], target[rows], table.mos[rows], curve)
+        return point_figures(score[rows], target[rows], table.mos[rows], curve, quick=True)
 
     return _with_intervals(estimates, measure, table, draws, seed)
 
@@ -313,11 +310,9 @@ def _with_intervals(
 
 
 def _spread_part(known: ScoreTable, draws: int, seed: int) -> dict | None:
-    if known.spread is None:
+    if known.spread is None or np.isnan(known.spread).all():
         return None
     known = known.select(~np.isnan(known.spread))
-    if len(known) == 0 or known.spread is None:
-        return None
     spread, error = known.spread, np.abs(known.score - known.mos)
     curve = risk_coverage(spread, error)
     return {

@@ -53,11 +53,9 @@ def units_of(count: int, groups: Sequence[str] | None) -> int:
     return count if groups is None else len(set(groups))
 
 
-def correlation_interval(
-    estimate: float, replicates: np.ndarray, *, images: int, units: int, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+def correlation_interval(estimate: float, replicates: np.ndarray, *, images: int, units: int) -> tuple[float, float]:
     """
-    Compute the interval of a correlation, on Fisher's z scale.
+    Compute the 95% interval of a correlation, on Fisher's z scale.
 
     Args:
         estimate (`float`):
@@ -66,8 +64,6 @@ def correlation_interval(
             The correlation over the draws; undefined ones, `nan`, are ignored.
         images (`int`), units (`int`):
             Number of images, and of units that were drawn.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            Nominal coverage.
 
     Returns:
         `tuple[float, float]`: In [-1, 1]. `nan` if the estimate or half of the draws are undefined, for fewer than
@@ -79,34 +75,30 @@ def correlation_interval(
     if abs(estimate) >= 1 - _EDGE and images >= MIN_IMAGES and units >= 2:
         return estimate, estimate
     edge = 1 - _EDGE
-    half = _half_width(np.arctanh(np.clip(replicates, -edge, edge)), images, units, confidence)
+    half = _half_width(np.arctanh(np.clip(replicates, -edge, edge)), images, units)
     middle = math.atanh(min(max(estimate, -edge), edge))
     return math.tanh(middle - half), math.tanh(middle + half)
 
 
-def error_interval(
-    estimate: float, replicates: np.ndarray, *, images: int, units: int, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+def error_interval(estimate: float, replicates: np.ndarray, *, images: int, units: int) -> tuple[float, float]:
     """Compute the interval of a positive error, on a logarithmic scale; see [`correlation_interval`]."""
     if estimate <= _EDGE and images >= MIN_IMAGES and units >= 2:
         return estimate, estimate
-    half = _half_width(np.log(np.maximum(replicates, _EDGE)), images, units, confidence)
+    half = _half_width(np.log(np.maximum(replicates, _EDGE)), images, units)
     half = min(half, 700.0)  # the largest argument of exp()
     return estimate * math.exp(-half), estimate * math.exp(half)
 
 
-def difference_interval(
-    estimate: float, replicates: np.ndarray, *, images: int, units: int, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+def difference_interval(estimate: float, replicates: np.ndarray, *, images: int, units: int) -> tuple[float, float]:
     """Compute the symmetric interval of a difference between two figures; see [`correlation_interval`]."""
-    half = _half_width(replicates, images, units, confidence)
+    half = _half_width(replicates, images, units)
     return estimate - half, estimate + half
 
 
-def _half_width(replicates: np.ndarray, images: int, units: int, confidence: float) -> float:
+def _half_width(replicates: np.ndarray, images: int, units: int) -> float:
     known = replicates[~np.isnan(replicates)]
     if images < MIN_IMAGES or units < 2 or len(known) < max(2, len(replicates) / 2):
         return math.nan
     # the variance over draws of u units is too small by (u - 1) / u
     error = known.std(ddof=1) * math.sqrt(units / (units - 1))
-    return float(stats.t.ppf((1 + confidence) / 2, units - 1) * error)
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, units - 1) * error)

@@ -79,7 +79,12 @@ def fit_logistic(predicted: ArrayLike, target: ArrayLike, start: Logistic | None
     return min(finite)[1] if finite else None
 
 
-def plcc_fitted(predicted: ArrayLike, target: ArrayLike, start: Logistic | None = None) -> float:
+def plcc_fitted(
+    predicted: ArrayLike,
+    target: ArrayLike,
+    start: Logistic | None = None,
+    correlate: Callable[[np.ndarray, np.ndarray], float] = plcc,
+) -> float:
     """
     Compute Pearson's correlation of the fitted curve's values with the target; arguments as for [`fit_logistic`].
 
@@ -92,14 +97,11 @@ def plcc_fitted(predicted: ArrayLike, target: ArrayLike, start: Logistic | None 
         `ValueError`: As for [`fit_logistic`].
     """
     curve = fit_logistic(predicted, target, start)
-    return float("nan") if curve is None else correlation_of_curve(curve, *checked(predicted, target), plcc)
-
-
-def correlation_of_curve(
-    curve: Logistic, predicted: np.ndarray, target: np.ndarray, correlate: Callable[[np.ndarray, np.ndarray], float]
-) -> float:
-    """Correlate the curve's values with the target; 0 for a flat curve, where only rounding errors vary."""
+    if curve is None:
+        return float("nan")
+    predicted, target = checked(predicted, target)
     values = curve(predicted)
+    # in a flat curve only rounding errors vary
     return 0.0 if np.ptp(values) < _FLAT * np.ptp(target) else correlate(values, target)
 
 
@@ -129,7 +131,7 @@ def _descend(predicted: np.ndarray, target: np.ndarray, start: Logistic, evaluat
         position = (scores - middle) / width
         share = expit(position)
         slope = (lower - upper) / width * share * (1 - share)
-        return np.stack([share, 1 - share, slope, slope * position], axis=1)
+        return np.array([share, 1 - share, slope, slope * position]).T
 
     with np.errstate(all="ignore"):
         best = optimize.least_squares(

@@ -11,6 +11,9 @@ from .replaced import replaced
 DYNAMIC_CACHES = (None, "dynamic")
 """Values of `cache_implementation` whose cache grows with what it is given, and so can be repeated."""
 
+HOOKED = ("_maybe_prepare_encoder_kwargs_for_generation", "_prefill")
+"""Methods of transformers' generation that [`shared_prefill`] replaces; private, so a release may lack them."""
+
 PER_ROW = ("attention_mask", "token_type_ids", "mm_token_type_ids")
 """Inputs of `generate` beside `input_ids` that have one row a rollout."""
 

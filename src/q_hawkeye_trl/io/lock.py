@@ -9,13 +9,17 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, *, busy: str) -> Iterator[None]:
-    """Hold an exclusive lock on a file, created if missing; raise `BlockingIOError(busy)` if it is taken."""
-    with open(path, "a") as file:
+    """Lock a folder, or a file created if missing, exclusively; raise `BlockingIOError(busy)` if it is taken."""
+    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(busy) from None
         yield
+    finally:
+        os.close(descriptor)
 
 
 def is_locked(path: str | os.PathLike) -> bool:

@@ -42,13 +42,20 @@ def resumable_folder(out: str | os.PathLike) -> Iterator[Path]:
     work.mkdir(parents=True, exist_ok=True)
     with locked(work / "lock", busy=f"Another run is making {out}: wait for it, or name another folder."):
         refuse_taken(out)  # the other run may just have finished
-        try:
+        with advise_full_disk(work):
             yield work
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                message = f"no space left for {work}: free some and run the same command again"
-                raise OSError(error.errno, message) from error
-            raise
+
+
+@contextlib.contextmanager
+def advise_full_disk(folder: str | os.PathLike) -> Iterator[None]:
+    """Raise `OSError` with advice if the disk of a folder fills up during the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"no space left for {folder}: free some and run the same command again"
+            raise OSError(error.errno, message) from error
+        raise
 
 
 def move_folder(complete: str | os.PathLike, out: str | os.PathLike) -> None:

@@ -1,4 +1,4 @@
-"""VLM judges that look at a pair and say whether a person would see the difference."""
+"""Vision-language models that judge whether a degradation is visible, and their verdicts on disk."""
 
 import base64
 import io
@@ -8,9 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
+
+from ..io.journal import append_line, read_lines
+from .pair_manifest import PairKey
 
 JUDGE_PROMPT = (
     "The first picture is an original, the second one is the same picture after processing that may have degraded it. "
@@ -21,28 +24,22 @@ JUDGE_PROMPT = (
 """Question put to the judge about an original and its degraded view, in this order."""
 
 RETRIES = 3
-"""How often an endpoint is asked about one pair before its failure counts."""
+"""Attempts at asking an endpoint about one pair."""
 
 FAILURES_IN_A_ROW = 8
-"""Pairs on which a judge fails one after another before it is not asked any more in this run."""
+"""Consecutive pairs without a verdict after which the judge is not asked again in this run."""
+
+VERDICTS_FILE = "verdicts.jsonl"
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class JudgeError(Exception):
-    """The judge gave no verdict on a pair; the message says why."""
+    """The judge gave no verdict on a pair."""
 
 
 class Verdict(NamedTuple):
-    """
-    What a judge said.
-
-    Args:
-        different (`bool`):
-            Whether the degradation is visible.
-        answer (`str`):
-            The judge's own words.
-    """
+    """Whether the judge saw a difference, and its answer in full."""
 
     different: bool
     answer: str
@@ -55,7 +52,7 @@ Judge = Callable[[Image.Image, Image.Image], Verdict]
 @dataclass(frozen=True)
 class JudgeSettings:
     """
-    Which judge is asked.
+    Settings of a judge.
 
     Args:
         model (`str`):
@@ -63,14 +60,13 @@ class JudgeSettings:
         base_url (`str`, *optional*):
             OpenAI-compatible endpoint, e.g. `http://127.0.0.1:8000/v1`.
         key_variable (`str`, *optional*):
-            Name of the environment variable that holds the endpoint's key. By default no key is sent, and never one
-            that was not named.
+            Environment variable that holds the endpoint's key. By default no key is sent.
         max_tokens (`int`, *optional*, defaults to `512`):
-            Longest answer.
+            Maximum length of an answer.
         timeout (`float`, *optional*, defaults to `120`):
-            Seconds that an endpoint may take.
+            Seconds to wait for an answer of the endpoint.
         concurrency (`int`, *optional*, defaults to `4`):
-            Pairs that each worker asks an endpoint about at the same time.
+            Concurrent requests of each worker to the endpoint.
     """
 
     model: str
@@ -82,60 +78,51 @@ class JudgeSettings:
 
     def __post_init__(self):
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"The judge's URL must begin with http:// or https://, got {self.base_url!r}.")
+            raise ValueError(f"The judge's URL is {self.base_url!r}; it must begin with http:// or https://.")
         if self.key_variable is not None and not os.environ.get(self.key_variable):
-            raise ValueError(f"The environment variable {self.key_variable} is to hold the judge's key, but is empty.")
-        if min(self.max_tokens, self.timeout, self.concurrency) <= 0:
-            raise ValueError("The judge's max_tokens, timeout and concurrency must be above 0.")
+            raise ValueError(f"The environment variable {self.key_variable} is empty; set it to the judge's key.")
+        for name in ("max_tokens", "timeout", "concurrency"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"The judge's {name} is {getattr(self, name)}; it must be above 0.")
+
+
+class VerdictStore:
+    """Verdicts of one judge, on disk as they come, so that no pair is judged twice."""
+
+    def __init__(self, path: str | os.PathLike, judge: str):
+        self._path, self._judge = path, judge
+        self._lock = threading.Lock()
+        self._verdicts: dict[PairKey, Verdict] = {}
+        for line, number, _ in read_lines(path):
+            if line.get("judge") != judge:
+                continue
+            try:
+                self._verdicts[PairKey.of(line)] = Verdict(line["different"], line["answer"])
+            except KeyError as error:
+                raise ValueError(f"{path}, line {number}: a verdict without {error}; remove the line.") from error
+
+    def get(self, key: PairKey) -> Verdict | None:
+        """Return the verdict on a pair, if there is one."""
+        return self._verdicts.get(key)
+
+    def add(self, key: PairKey, verdict: Verdict) -> None:
+        """Store a verdict; it is on disk when this returns."""
+        with self._lock:
+            append_line(self._path, {"judge": self._judge, **key._asdict(), **verdict._asdict()})
+            self._verdicts[key] = verdict
 
 
 def build_judge(settings: JudgeSettings) -> Judge:
-    """
-    Builds the judge that the settings name.
-
-    Args:
-        settings ([`JudgeSettings`]):
-            With `base_url` an endpoint, without a local checkpoint.
-
-    Returns:
-        `Callable`: See `Judge`.
-    """
-    asked = _endpoint(settings) if settings.base_url is not None else _checkpoint(settings)
-    return _giving_up(asked)
-
-
-def parse_verdict(answer: str) -> Verdict:
-    """
-    Reads a judge's answer: its last `<answer>` element, or the whole text where there is none, must be `same` or
-    `different` but for case, white space, quotes and a full stop.
-
-    Args:
-        answer (`str`):
-            What the judge wrote.
-
-    Returns:
-        [`Verdict`]
-
-    Raises:
-        [`JudgeError`]: It says neither.
-    """
-    answers = _ANSWER.findall(answer)
-    word = (answers[-1] if answers else answer).strip(" \t\r\n.\"'*").lower()
-    if word not in ("same", "different"):
-        raise JudgeError(f"the judge's answer says neither same nor different: {answer[:200]!r}")
-    return Verdict(word == "different", answer)
-
-
-def _giving_up(asked: Judge) -> Judge:
+    """Return a judge behind an endpoint, or a local checkpoint without `base_url`."""
+    ask = _endpoint(settings) if settings.base_url is not None else _checkpoint(settings)
     lock, failures = threading.Lock(), 0
 
     def judge(original: Image.Image, view: Image.Image) -> Verdict:
-        """Asks, unless too many pairs in a row have failed."""
         nonlocal failures
         if failures >= FAILURES_IN_A_ROW:
-            raise JudgeError(f"not asked: the judge had failed on {FAILURES_IN_A_ROW} pairs in a row")
+            raise JudgeError(f"not asked: the judge failed on {FAILURES_IN_A_ROW} pairs in a row")
         try:
-            verdict = asked(original, view)
+            verdict = parse_verdict(ask(original, view))
         except JudgeError:
             with lock:
                 failures += 1
@@ -146,24 +133,35 @@ def _giving_up(asked: Judge) -> Judge:
     return judge
 
 
-def _endpoint(settings: JudgeSettings) -> Judge:
+def parse_verdict(answer: str) -> Verdict:
+    """
+    Parse a judge's answer, or raise [`JudgeError`].
+
+    The last `<answer>` element, or the whole text without one, must be `same` or `different`; case, white space,
+    quotes and a full stop don't matter.
+    """
+    answers = _ANSWER.findall(answer)
+    word = (answers[-1] if answers else answer).strip(" \t\r\n.\"'*").lower()
+    if word not in ("same", "different"):
+        raise JudgeError(f"the judge's answer says neither same nor different: {answer[:200]!r}")
+    return Verdict(word == "different", answer)
+
+
+def _endpoint(settings: JudgeSettings) -> Callable[[Image.Image, Image.Image], str]:
     from huggingface_hub import InferenceClient, constants
     from huggingface_hub.errors import HfHubHTTPError
 
     if constants.is_offline_mode():
         raise ValueError(
-            "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so that huggingface_hub reaches no endpoint, not even on "
+            "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, and huggingface_hub then reaches no endpoint, not even on "
             "this machine: unset both to ask the judge."
         )
-    # Without a key of its own the client would send the user's Hugging Face token to whatever host this is.
+    # Without a key the client would send the user's Hugging Face token to the endpoint.
     key = os.environ[settings.key_variable] if settings.key_variable else "EMPTY"
     client = InferenceClient(base_url=settings.base_url, api_key=key, timeout=settings.timeout)
 
-    def ask(original: Image.Image, view: Image.Image) -> Verdict:
-        """Asks the endpoint about one pair, again where it failed in passing."""
-        images: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": _data_url(image)}} for image in (original, view)
-        ]
+    def ask(original: Image.Image, view: Image.Image) -> str:
+        images = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in (original, view)]
         message = {"role": "user", "content": [*images, {"type": "text", "text": JUDGE_PROMPT}]}
         for attempt in range(RETRIES):
             if attempt:
@@ -172,21 +170,20 @@ def _endpoint(settings: JudgeSettings) -> Judge:
                 reply = client.chat.completions.create(
                     model=settings.model, messages=[message], temperature=0.0, max_tokens=settings.max_tokens
                 )
-                return parse_verdict(reply.choices[0].message.content or "")
-            except JudgeError:
-                raise  # at temperature 0 the same answer would come again
+                return reply.choices[0].message.content or ""
             except HfHubHTTPError as error:
-                failure = f"{settings.base_url} answered {error.response.status_code}: {str(error)[:300]}"
-                if error.response.status_code not in (408, 409, 425, 429) and error.response.status_code < 500:
+                status = error.response.status_code
+                failure = f"{settings.base_url} answered {status}: {str(error)[:300]}"
+                if status not in (408, 409, 425, 429) and status < 500:
                     break
-            except Exception as error:  # the HTTP library's own kinds, and answers in another form
+            except Exception as error:  # the HTTP library's own kinds, and malformed answers
                 failure = f"{settings.base_url}: {type(error).__name__}: {str(error)[:300]}"
         raise JudgeError(failure)
 
     return ask
 
 
-def _checkpoint(settings: JudgeSettings) -> Judge:
+def _checkpoint(settings: JudgeSettings) -> Callable[[Image.Image, Image.Image], str]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -195,30 +192,24 @@ def _checkpoint(settings: JudgeSettings) -> Judge:
         model = AutoModelForImageTextToText.from_pretrained(settings.model, dtype="auto").eval()
     except (OSError, ValueError) as error:
         raise OSError(
-            f"The judge {settings.model} can't be loaded: name a folder or a repository with a vision-language model, "
-            f"or its endpoint by --judge-url. ({error})"
+            f"The judge {settings.model} can't be loaded ({error}): name a folder or a repository with a "
+            "vision-language model, or its endpoint by --judge-url."
         ) from error
     if torch.cuda.is_available():
         model = model.to("cuda")
     lock = threading.Lock()
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": JUDGE_PROMPT}]
+    messages = [{"role": "user", "content": content}]
 
-    def generate(original: Image.Image, view: Image.Image) -> str:
-        with lock, torch.inference_mode():
-            text = processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
-            inputs = processor(images=[[original, view]], text=[text], return_tensors="pt").to(model.device)
-            output = model.generate(**inputs, max_new_tokens=settings.max_tokens, do_sample=False)
-        return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-
-    def ask(original: Image.Image, view: Image.Image) -> Verdict:
-        """Asks the checkpoint about one pair."""
+    def ask(original: Image.Image, view: Image.Image) -> str:
         try:
-            answer = generate(original, view)
-        except Exception as error:  # out of memory, a picture that the processor refuses: one pair, not the run
+            with lock, torch.inference_mode():
+                text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+                inputs = processor(images=[[original, view]], text=[text], return_tensors="pt").to(model.device)
+                output = model.generate(**inputs, max_new_tokens=settings.max_tokens, do_sample=False)
+            return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+        except Exception as error:  # out of memory, or an image that the processor refuses: one pair, not the run
             raise JudgeError(f"{settings.model}: {type(error).__name__}: {str(error)[:300]}") from error
-        return parse_verdict(answer)
 
     return ask
 

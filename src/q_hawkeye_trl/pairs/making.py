@@ -1,4 +1,4 @@
-"""One pair: degrade, measure, ask the judge, strengthen what is too mild, measure again, apply people's decision."""
+"""Make one pair: degrade, measure, ask the judge, strengthen if too mild, apply people's decision."""
 
 import hashlib
 import io
@@ -19,34 +19,15 @@ from ..data.degradations import (
     pixel_hash,
     view_seed,
 )
-from .decisions import PairKey
 from .distance import Distance, measure_distance
-from .judge import Judge, JudgeError
-from .settings import PairSettings
+from .judge import Judge, JudgeError, VerdictStore
+from .pair_manifest import PairKey
+from .pair_settings import PairSettings
 from .source import Picture, read_picture
-from .verdicts import VerdictStore
 
 
 class SourceRow(NamedTuple):
-    """
-    One row of the data.
-
-    Args:
-        split (`str`):
-            Name of its split.
-        row (`int`):
-            Its number there.
-        image_id (`str`):
-            Name of the image.
-        dataset (`str` or `None`):
-            Name of its set.
-        image (`dict` or `None`):
-            What the image column stores.
-        record (`dict` or `None`):
-            Where the data are pairs already: its line of their manifest.
-        view (`bytes` or `None`):
-            And the PNG file of its view.
-    """
+    """A row of the data; with `record` and `view` (PNG) if the data are pairs already."""
 
     split: str
     row: int
@@ -56,30 +37,25 @@ class SourceRow(NamedTuple):
     record: dict | None = None
     view: bytes | None = None
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """The columns of the manifest that identify the row."""
+        return {"split": self.split, "row": self.row, "image_id": self.image_id, "dataset": self.dataset}
+
 
 class Pair(NamedTuple):
-    """
-    What became of a row.
-
-    Args:
-        png (`bytes` or `None`):
-            PNG file of the degraded view; `None` where there is none.
-        record (`dict`):
-            Its line of the manifest.
-    """
+    """The degraded view as PNG, `None` without one, and the line of the manifest."""
 
     png: bytes | None
     record: dict[str, Any]
 
 
 class ViewError(Exception):
-    """A degradation can't be applied to an image; the message says why."""
+    """A degradation can't be applied to an image."""
 
 
 @dataclass
 class _View:
-    """A view on its way."""
-
     array: np.ndarray
     operation: str
     seed: int
@@ -87,26 +63,14 @@ class _View:
     distance: Distance
     digest: str
     verdict: str = "ok"
-    reason: str | None = None  # of being too mild: "distance" or "judge"
+    reason: str | None = None  # why it is too mild: "distance" or "judge"
     answer: str | None = None
     error: str | None = None
-    first: "_View | None" = None  # what it was before it was strengthened
+    first: "_View | None" = None  # the view before it was strengthened
 
 
 class PairMaker:
-    """
-    Makes pairs; the same row gives the same pair in any process and order.
-
-    Args:
-        settings ([`PairSettings`]):
-            What is asked for.
-        judge (`Callable`, *optional*):
-            Judge of `settings.judge`.
-        verdicts ([`VerdictStore`], *optional*):
-            Where its verdicts are kept.
-        decisions (`Mapping[PairKey, str]`, *optional*):
-            People's decisions.
-    """
+    """Makes pairs; a row gives the same pair in any process and order."""
 
     def __init__(
         self,
@@ -121,35 +85,23 @@ class PairMaker:
         self.decisions = decisions or {}
 
     def make(self, row: SourceRow) -> Pair:
-        """
-        Makes the pair of one row. What is wrong with an image or with the judge stands in the record.
-
-        Args:
-            row ([`SourceRow`]):
-                The row.
-
-        Returns:
-            [`Pair`]
-        """
-        where = {"split": row.split, "row": row.row, "image_id": row.image_id, "dataset": row.dataset}
+        """Make the pair of a row; errors of its image or of the judge are in the record."""
         if row.record is not None:
-            return self._decide_again(row, where)
+            return self._redecide(row, {**row.record, **row.place})
         try:
             picture = read_picture(row.image)
         except (OSError, ValueError, MemoryError) as error:
-            message = str(error) or type(error).__name__
-            return Pair(None, {**where, "verdict": "error", "kept": False, "error": message})
-        described = {**where, **_described(picture)}
+            return _failed(row.place, error)
+        record = {**row.place, **_facts(picture)}
         try:
-            return self._finish(picture, self._stages(picture), described)
+            return self._finish(picture, self._view(picture), record)
         except ViewError as error:
-            return Pair(None, {**described, "verdict": "error", "kept": False, "error": str(error)})
+            return _failed(record, error)
 
-    def _stages(self, picture: Picture) -> _View:
-        """The four stages: degrade, find the too mild, strengthen them, look again."""
+    def _view(self, picture: Picture) -> _View:
         seed = view_seed(self.settings.seed, picture.pixel_hash, 0)
         view = self._first(picture, draw_degradation(self.settings.degradations, seed), seed)
-        self._look(picture, view)
+        self._assess(picture, view)
         return self._strengthened(picture, view, view.reason) if view.verdict == "too_mild" else view
 
     def _first(self, picture: Picture, operation: str, seed: int) -> _View:
@@ -160,23 +112,24 @@ class PairMaker:
         return _View(array, operation, seed, steps, measure_distance(picture.array, array), _digest(array))
 
     def _strengthened(self, picture: Picture, view: _View, reason: str | None) -> _View:
+        """Return the view with a second degradation, or the view itself if there is none to add."""
         operation = draw_second(view.operation, self.settings.second, view.seed) if self.settings.second else None
         if operation is None:
             return view
         steps = degradation_steps(operation, min(picture.array.shape[:2]), view.seed)
         try:
             array = _applied(view.array, steps[1], view.seed)
-        except ViewError as error:  # the weaker view is better than none
+        except ViewError as error:  # keep the weaker view
             view.error = str(error)
             return view
         distance = measure_distance(picture.array, array)
         view.reason = reason
         stronger = _View(array, operation, view.seed, steps, distance, _digest(array), first=view)
-        self._look(picture, stronger)
+        self._assess(picture, stronger)
         return stronger
 
-    def _look(self, picture: Picture, view: _View) -> None:
-        """Finds out whether a view is too mild: by distance, then by the judge."""
+    def _assess(self, picture: Picture, view: _View) -> None:
+        """Set the verdict of a view: by distance, then by the judge."""
         ssim, psnr = view.distance
         if (ssim is None or ssim >= self.settings.mild_ssim) and psnr >= self.settings.mild_psnr:
             view.verdict, view.reason = "too_mild", "distance"
@@ -197,18 +150,18 @@ class PairMaker:
         if not verdict.different:
             view.verdict, view.reason = "too_mild", "judge"
 
-    def _finish(self, picture: Picture, view: _View, described: dict[str, Any]) -> Pair:
-        """Applies people's decision and the settings, and writes everything down."""
+    def _finish(self, picture: Picture, view: _View, record: dict[str, Any]) -> Pair:
+        """Apply people's decision and the settings to a view."""
         decision = self.decisions.get(PairKey(picture.pixel_hash, view.digest))
         if decision == "reject" and self.settings.rejected == "strengthen":
             stronger = self._strengthened(picture, view, "person")
-            if stronger is not view:  # another pair, about which people may have decided too
+            if stronger is not view:  # another pair, which people may have decided about too
                 view, decision = stronger, self.decisions.get(PairKey(picture.pixel_hash, stronger.digest))
         if decision is not None:
             view.verdict, view.error = ("accepted" if decision == "accept" else "rejected"), None
         kept = view.verdict != "rejected" and not (view.verdict == "too_mild" and self.settings.drop_mild)
         png = _png(view.array) if kept else None
-        return Pair(png, {**described, **self._record(view), **_file(png), "decision": decision})
+        return Pair(png, {**record, **self._record(view), **_file_facts(png), "decision": decision})
 
     def _record(self, view: _View) -> dict[str, Any]:
         first = view.first
@@ -232,34 +185,35 @@ class PairMaker:
             "error": view.error,
         }
 
-    def _decide_again(self, row: SourceRow, where: dict[str, Any]) -> Pair:
-        """Applies people's decisions to a pair that stands already; all others stay byte by byte."""
-        record = {**(row.record or {}), **where}
-        key = PairKey(record["pixel_hash"], record["degraded_pixel_hash"])
+    def _redecide(self, row: SourceRow, record: dict[str, Any]) -> Pair:
+        """Apply people's decision to an existing pair; without one it stays byte for byte."""
+        key = PairKey.of(record)
         decision = self.decisions.get(key) if row.view is not None else None
         if decision is None:
             return Pair(row.view, record)
         if decision == "accept":
             return Pair(row.view, {**record, "decision": decision, "verdict": "accepted", "error": None})
-        dropped = Pair(None, {**record, "decision": decision, "verdict": "rejected", "error": None, **_file(None)})
+        rejected = {"decision": decision, "verdict": "rejected", "error": None}
+        dropped = Pair(None, {**record, **rejected, **_file_facts(None)})
         if self.settings.rejected == "drop" or record["stage"] != "once":
             return dropped
         try:
             picture = read_picture(row.image)
-        except (OSError, ValueError, MemoryError) as error:
-            return Pair(None, {**record, "verdict": "error", "error": str(error), **_file(None)})
-        try:
             view = self._first(picture, record["operation"], record["view_seed"])
             if (picture.pixel_hash, view.digest) != key:
                 raise ViewError(
-                    "the pair is not what people saw: its original has changed, or another version made it"
+                    "the pair is not the one that people saw: its original has changed, or another version made it"
                 )
             if draw_second(view.operation, self.settings.second, view.seed) is None:
                 return dropped
             pair = self._finish(picture, view, record)
-        except ViewError as error:
-            return Pair(None, {**record, "verdict": "error", "error": str(error), **_file(None)})
+        except (ViewError, OSError, ValueError, MemoryError) as error:
+            return _failed({**record, **_file_facts(None)}, error)
         return Pair(pair.png, {**pair.record, "seed": record["seed"]})
+
+
+def _failed(record: dict[str, Any], error: Exception) -> Pair:
+    return Pair(None, {**record, "verdict": "error", "kept": False, "error": str(error) or type(error).__name__})
 
 
 def _applied(array: np.ndarray, step: Step, seed: int) -> np.ndarray:
@@ -270,19 +224,14 @@ def _applied(array: np.ndarray, step: Step, seed: int) -> np.ndarray:
         raise ViewError(f"{step.kind} can't be applied to an image of {size} pixels ({error})") from error
 
 
-def _described(picture: Picture) -> dict[str, Any]:
-    return {
-        "width": picture.array.shape[1],
-        "height": picture.array.shape[0],
-        "mode": picture.mode,
-        "orientation": picture.orientation,
-        "pixel_hash": picture.pixel_hash,
-        "file_hash": picture.file_hash,
-        "note": picture.note,
-    }
+def _facts(picture: Picture) -> dict[str, Any]:
+    height, width = picture.array.shape[:2]
+    facts = picture._asdict()
+    del facts["array"]
+    return {"width": width, "height": height, **facts}
 
 
-def _file(png: bytes | None) -> dict[str, Any]:
+def _file_facts(png: bytes | None) -> dict[str, Any]:
     return {"kept": png is not None, "degraded_file_hash": png and hashlib.sha256(png).hexdigest()}
 
 
@@ -292,5 +241,5 @@ def _digest(array: np.ndarray) -> str:
 
 def _png(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG", compress_level=1)  # a higher level takes four times as long
+    Image.fromarray(array).save(buffer, "PNG", compress_level=1)  # the default takes four times as long
     return buffer.getvalue()

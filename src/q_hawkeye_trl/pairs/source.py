@@ -1,4 +1,4 @@
-"""What pairs are made of: rows of a `datasets` folder, and their images as bytes, as they are stored."""
+"""The data that pairs are made of: rows of a `datasets` folder and their images as they are stored."""
 
 import hashlib
 import io
@@ -16,30 +16,14 @@ from ..data.degradations import pixel_hash
 from ..data.images import load_image
 
 SINGLE = ""
-"""Name of the split of a folder without splits."""
+"""Split name of a folder without splits."""
 
 MAX_FILE_BYTES = 1 << 30
-"""Larger image files are refused before they are read."""
+"""Size from which image files are refused before they are read."""
 
 
 class Picture(NamedTuple):
-    """
-    One original.
-
-    Args:
-        array (`np.ndarray`):
-            Upright RGB pixels of shape `(H, W, 3)`, dtype `uint8`.
-        pixel_hash (`str`):
-            Hash of these.
-        file_hash (`str`):
-            SHA-256 of the file or the embedded bytes.
-        mode (`str`):
-            Pillow's mode of the file.
-        orientation (`int`):
-            Its EXIF orientation, 1 to 8.
-        note (`str` or `None`):
-            What is worth telling.
-    """
+    """An image of a row: upright RGB pixels `(H, W, 3)` in `uint8`, and facts about its file."""
 
     array: np.ndarray
     pixel_hash: str
@@ -50,20 +34,7 @@ class Picture(NamedTuple):
 
 
 def open_source(path: str | os.PathLike) -> dict[str, Dataset]:
-    """
-    Opens a folder that `save_to_disk` wrote; nothing is decoded or copied.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            Folder of one dataset or of several splits.
-
-    Returns:
-        `dict[str, Dataset]`: Splits by name, under `SINGLE` the dataset of a folder without splits.
-
-    Raises:
-        `FileNotFoundError`: There is no such folder.
-        `ValueError`: It is no such folder, has no image column, or no rows.
-    """
+    """Open a folder that `save_to_disk` wrote and return its splits by name; nothing is decoded or copied."""
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no folder {path}: pass a folder that `q-hawkeye prepare` wrote.")
@@ -82,31 +53,19 @@ def open_source(path: str | os.PathLike) -> dict[str, Dataset]:
 
 
 def read_picture(value: dict | None) -> Picture:
-    """
-    Reads the image of a row.
-
-    Args:
-        value (`dict` or `None`):
-            What the image column stores: `bytes`, or the `path` of a local file.
-
-    Returns:
-        [`Picture`]
-
-    Raises:
-        `OSError` or `ValueError`: There is no image, or it can't be read; the message names it.
-    """
-    data, name, note = _stored_bytes(value)
+    """Decode an image cell (`bytes` or the `path` of a local file); raise `OSError` or `ValueError` naming it."""
+    data, name, note = _stored_bytes(value or {})
     try:
         opened = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large to decode ({error}): shrink it, or drop its row.") from error
-    except Exception as error:  # Pillow's readers raise a dozen kinds on what is no image
+    except Exception as error:  # Pillow's readers raise a dozen kinds
         raise ValueError(
             f"{name} is not a readable image ({error}): fetch the file again, or drop its row."
         ) from error
     with opened:
         limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and opened.width * opened.height > limit:
+        if limit is not None and opened.width * opened.height > limit:  # Pillow only warns up to twice as many
             raise ValueError(
                 f"{name} is too large to decode ({opened.width} x {opened.height} pixels, at most {limit}): shrink "
                 "it, or drop its row."
@@ -118,16 +77,7 @@ def read_picture(value: dict | None) -> Picture:
 
 
 def leads_out(path: str | os.PathLike) -> str | None:
-    """
-    Tells whether a file is a symbolic link whose target lies outside of the link's own folder.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            File.
-
-    Returns:
-        `str` or `None`: The target where it leads out.
-    """
+    """Return the target of a symbolic link that leaves its folder, `None` for any other file."""
     if not os.path.islink(path):
         return None
     target = os.path.realpath(path)
@@ -135,23 +85,23 @@ def leads_out(path: str | os.PathLike) -> str | None:
     return None if os.path.commonpath([folder, target]) == folder else target
 
 
-def _stored_bytes(value: dict | None) -> tuple[bytes, str, str | None]:
-    value = value or {}
+def _stored_bytes(value: dict) -> tuple[bytes, str, str | None]:
+    """Return the bytes of a cell, a name for messages, and a note for the manifest."""
     data, path = value.get("bytes"), value.get("path")
     if data is not None:
         return data, path or "the embedded image", None
     if not path:
-        raise ValueError("The row has no image: give it one, or drop the row.")
+        raise ValueError("The row has no image: add one, or drop the row.")
     if "://" in path:
-        raise ValueError(f"{path} is no local file: download the images first.")
-    if not stat.S_ISREG(os.stat(path).st_mode):  # names a missing file, a loop of links and a name that is too long
-        raise ValueError(f"{path} is no regular file: correct the path, or drop its row.")
-    if os.path.getsize(path) > MAX_FILE_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: is it an image?")
+        raise ValueError(f"{path} is not a local file: download the images first.")
+    status = os.stat(path)  # raises for missing files, loops of links and names that are too long
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is not a regular file: correct the path, or drop its row.")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: shrink it, or drop its row.")
     target = leads_out(path)
     note = None if target is None else f"symbolic link out of its folder, to {target}"
-    with open(path, "rb") as file:
-        return file.read(), path, note
+    return Path(path).read_bytes(), path, note
 
 
 def _orientation(image: Image.Image) -> int:
@@ -164,10 +114,8 @@ def _orientation(image: Image.Image) -> int:
 
 def _check_features(split: Dataset, where: str) -> None:
     if not isinstance(split.features.get("image"), ImageFeature):
-        several = " (rows of several images get their views while training)" if "images" in split.features else ""
-        raise ValueError(
-            f"{where}: expected a column `image` with the feature Image(), found {split.features}{several}."
-        )
+        hint = " (rows with several images get their views during training)" if "images" in split.features else ""
+        raise ValueError(f"{where}: expected a column `image` with the feature Image(), found {split.features}{hint}.")
     degraded = split.features.get("degraded_image")
     if degraded is not None and not isinstance(degraded, ImageFeature):
         raise ValueError(f"{where}, column `degraded_image`: expected the feature Image(), got {degraded}.")

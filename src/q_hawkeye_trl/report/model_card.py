@@ -79,8 +79,6 @@ def write_model_card(
     folder: str | Path,
     *,
     name: str,
-    method: Mapping[str, str],
-    start: str,
     base_model: str | None,
     tags: Sequence[str],
     data: Mapping[str, Any],
@@ -88,12 +86,8 @@ def write_model_card(
     before: Mapping[str, float | None] | None,
     after: Mapping[str, float | None],
     validation: Sequence[Mapping],
-    best: Mapping[str, Any] | None,
-    steps: int,
-    seed: int,
-    seconds: float,
-    resumed: bool,
     versions: Mapping[str, str],
+    **facts: Any,
 ) -> Path:
     """
     Write the card, atomically, in place of the one that TRL writes with each checkpoint.
@@ -103,10 +97,8 @@ def write_model_card(
             Folder of the model.
         name (`str`):
             Name of the model.
-        method (`Mapping[str, str]`):
-            `name`, `title`, `id` (arXiv) and `citation` (BibTeX) of the method.
-        start (`str`), base_model (`str`, *optional*):
-            The model that was trained, in words, and its name on the Hub unless it is a local folder.
+        base_model (`str`, *optional*):
+            Name of the trained model on the Hub, `None` for a local folder.
         tags (`Sequence[str]`):
             Tags of the trainer.
         data (`Mapping`):
@@ -118,12 +110,12 @@ def write_model_card(
             Held-out figures with the keys of [`~wording.FIGURES`].
         validation (`Sequence[Mapping]`):
             Lines of `metrics.jsonl` with `eval_` figures.
-        best (`Mapping`, *optional*):
-            `step`, `name` and `value` of the best checkpoint, if it was loaded.
-        steps (`int`), seed (`int`), seconds (`float`), resumed (`bool`):
-            Length of the training; whether `seconds` starts at the last resume.
         versions (`Mapping[str, str]`):
             Versions of the packages.
+        facts:
+            `method`: `name`, `title`, `id` (arXiv) and `citation` (BibTeX); `start`: the model that was trained, in
+            words; `best`: `step`, `name` and `value` of the best checkpoint, or `None`; `steps`, `seed`, `seconds`;
+            `resumed`: whether `seconds` starts at the last resume.
 
     Returns:
         `Path`: The card.
@@ -138,30 +130,19 @@ def write_model_card(
         keep_trailing_newline=True,
     )
     environment.filters |= {"md": escape, "number": number}
+    compared = [row[:3] for row in before_after_rows(before, after)]
+    validated = [[str(line["step"]), *(number(line.get(f"eval_{key}")) for key in FIGURES)] for line in validation]
     text = environment.get_template("model_card.md.jinja").render(
         metadata=_metadata(name, base_model, [*TAGS, *tags], data, after),
         name=name,
-        method=method,
-        start=start,
         held_out=data["parts"][-1],
         data=data,
         recipe=yaml.safe_dump(dict(recipe), sort_keys=True, allow_unicode=True),
-        before_after=markdown_table(
-            ["figure", "before", "after"], [row[:3] for row in before_after_rows(before, after)]
-        ),
-        validation=markdown_table(
-            ["step", *FIGURES.values()],
-            [[str(line["step"]), *(number(line.get(f"eval_{key}")) for key in FIGURES)] for line in validation],
-        )
-        if validation
-        else None,
-        best=best,
-        steps=steps,
-        seed=seed,
-        seconds=seconds,
-        resumed=resumed,
+        before_after=markdown_table(["figure", "before", "after"], compared),
+        validation=validated and markdown_table(["step", *FIGURES.values()], validated),
         versions={"python": platform.python_version(), **versions},
         machine=f"{platform.system()} {platform.machine()}",
+        **facts,
     )
     path = Path(folder) / CARD_FILE
     write_text(path, text)

@@ -22,7 +22,7 @@ NAMES = {
 """Figures in the order of the tables."""
 
 EXPLANATION = (
-    "PLCC is computed from the scores as they are; PLCC, fitted after a 4-parameter logistic fit. The two are not "
+    "PLCC is computed from the scores as they are; “PLCC, fitted” after a 4-parameter logistic fit. The two are not "
     "comparable. RMSE and MAE are in points of the scale of 1 to 5."
 )
 
@@ -80,7 +80,7 @@ def sections_of(result: SetResult, preset: Preset | None = None) -> Iterator[Sec
     rows = []
     for key, name in NAMES.items():
         name = f"{name} (as {preset.name})" if preset is not None and key == preset.plcc else name
-        rows.append([name, *(form(part, key) for part in (figures, whole) for form in (_value, interval))])
+        rows.append([name, *(cell for part in (figures, whole) for cell in (number(part[key]), interval(part, key)))])
     yield Section("", ["figure", "scored images", "95%", "failures as 3", "95%"], rows)
     if result.published:
         quoted = [[row.model, number(row.plcc), number(row.srcc), row.source] for row in result.published]
@@ -129,7 +129,11 @@ def markdown_report(results: Sequence[SetResult], *, title: str, preset: Preset 
         for section in sections_of(result, preset):
             if section.title:
                 parts.append(f"### {escape(section.title)}")
-            parts.append(markdown_table(section.header, [[escape(cell) for cell in row] for row in section.rows]))
+            rows = [
+                [cell if is_number else escape(cell) for cell, is_number in zip(row, section.numeric, strict=True)]
+                for row in section.rows
+            ]
+            parts.append(markdown_table(section.header, rows))
             if section.note:
                 parts.append(section.note)
     return "\n\n".join(parts) + "\n"
@@ -151,10 +155,6 @@ def verdict(comparison: Mapping, name: str) -> str:
         return "no difference shown"
     better = low > 0 if name not in ("rmse", "mae") else high < 0
     return "better" if better else "worse"
-
-
-def _value(figures: Mapping, name: str) -> str:
-    return number(figures[name])
 
 
 def _spread_section(spread: Mapping) -> Section:

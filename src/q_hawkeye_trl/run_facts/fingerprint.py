@@ -1,6 +1,7 @@
 """
-A fingerprint of a dataset's content. `datasets` has one of its own, which changes with paths, caches and the order of
-operations; this one changes with what the policy is trained on and with nothing else.
+A fingerprint of a dataset's content.
+
+The fingerprint of `datasets` changes with paths, caches and the order of operations; this one only with the content.
 """
 
 import hashlib
@@ -19,10 +20,10 @@ _ROWS = 128  # rows in memory at a time, with their embedded images
 
 def data_fingerprint(dataset: Dataset, *, workers: int = 4, progress: bool = True) -> dict[str, Any]:
     """
-    Hashes every row of a dataset in order. It covers the names and values of all columns (MOS, prompt, image_id, …)
-    and of each image the bytes of its file, wherever the file lies: embedded in the table and beside it are the same.
+    Hash every row of a dataset in order.
+
+    The hash covers the names and values of all columns and the bytes of each image file, embedded or beside the table.
     It does not cover paths of images, the order of columns, `None` entries in dictionaries, formats and transforms.
-    The same pixels encoded anew are other bytes.
 
     Args:
         dataset (`Dataset`):
@@ -30,14 +31,14 @@ def data_fingerprint(dataset: Dataset, *, workers: int = 4, progress: bool = Tru
         workers (`int`, *optional*, defaults to `4`):
             Threads that read images; the result is the same for any number.
         progress (`bool`, *optional*, defaults to `True`):
-            Whether a progress bar shows after three seconds.
+            Whether a progress bar appears after three seconds.
 
     Returns:
-        `dict`: `sha256` (64 hexadecimal digits), `rows`, `columns` (sorted), `images` (how many are in the rows) and
-        `image_bytes` (their size in all).
+        `dict`: `sha256` (64 hexadecimal digits), `rows`, `columns` (sorted), `images` (their number) and `image_bytes`
+        (their total size).
 
     Raises:
-        `OSError`: The file of an image can't be read.
+        `OSError`: An image file can't be read.
     """
     columns = sorted(dataset.column_names)
     total = hashlib.sha256(json.dumps([_VERSION, columns]).encode())
@@ -63,19 +64,7 @@ def data_fingerprint(dataset: Dataset, *, workers: int = 4, progress: bool = Tru
 
 
 def describe_data(dataset: Any, **options: Any) -> dict[str, Any]:
-    """
-    The fingerprint, or why there is none: a stream is not read ahead, and a run does not end because an image can't be
-    read that it may never use.
-
-    Args:
-        dataset (`Dataset` or another):
-            Rows.
-        options:
-            As in [`data_fingerprint`].
-
-    Returns:
-        `dict`: As [`data_fingerprint`] returns it, or `sha256` `None` and the `reason`.
-    """
+    """Return the fingerprint, or `sha256` `None` and the `reason`: for a stream, or an unreadable image."""
     if not isinstance(dataset, Dataset):
         return {"sha256": None, "reason": f"{type(dataset).__name__} has no rows to read ahead of the training"}
     try:

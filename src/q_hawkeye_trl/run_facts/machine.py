@@ -1,4 +1,4 @@
-"""What a run stands on: versions of packages, the machine's devices, and the commit of the code."""
+"""What a run depends on: versions of packages, the machine's devices, and the commit of the code."""
 
 import os
 import platform
@@ -28,20 +28,11 @@ PACKAGES = (
     "flash-attn",
     "liger-kernel",
 )
-"""Packages on which the result or the speed of a run depends."""
+"""Packages that a run's result or speed depends on."""
 
 
 def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
-    """
-    Looks up installed versions, without importing the packages.
-
-    Args:
-        packages (`tuple[str, ...]`, *optional*, defaults to `PACKAGES`):
-            Names of distributions.
-
-    Returns:
-        `dict[str, str | None]`: Versions by name, `None` for a package that is not installed.
-    """
+    """Look up installed versions without importing the packages; `None` for a missing one."""
     return {name: _version(name) for name in packages}
 
 
@@ -54,16 +45,10 @@ def _version(name: str) -> str | None:
 
 def git_state(folder: str | Path = ".") -> dict[str, Any] | None:
     """
-    Asks git for the commit of a folder's checkout. Nothing is written, and no remote is named: its address can hold a
-    password.
+    Ask git for the commit of a folder's checkout, without writing anything.
 
-    Args:
-        folder (`str` or `Path`, *optional*, defaults to `"."`):
-            Folder in the checkout.
-
-    Returns:
-        `dict` or `None`: `commit` (hash, `None` before the first one), `branch` (`None` where none is checked out) and
-        `dirty`, whether tracked files differ from the commit. `None` where there is no checkout, or no git.
+    Returns `commit` (`None` before the first), `branch` (`None` if detached) and `dirty`, whether tracked files differ
+    from the commit; or `None` without a checkout or git. No remote is named: its address can hold a password.
     """
     command = ["git", "-C", str(folder), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
@@ -84,7 +69,7 @@ def git_state(folder: str | Path = ".") -> dict[str, Any] | None:
 
 
 def platform_facts() -> dict[str, Any]:
-    """Python, operating system, processor and cores; neither the machine's nor the user's name."""
+    """Describe Python, system, processor and cores, without the names of machine and user."""
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -94,12 +79,12 @@ def platform_facts() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, which a scheduler can limit."""
+    """Number of cores that this process may run on, which a scheduler can limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def driver_version() -> str | None:
-    """Version of NVIDIA's kernel driver, `None` where there is none."""
+    """Version of NVIDIA's kernel driver, `None` without one."""
     try:
         return Path("/sys/module/nvidia/version").read_text().strip()
     except OSError:
@@ -108,15 +93,10 @@ def driver_version() -> str | None:
 
 def device_facts(kind: str | None = None) -> dict[str, Any]:
     """
-    Describes the devices that torch sees.
+    Describe the devices that torch sees: `kind`, `threads`, and for CUDA `names`, `memory_gib` and `capabilities` (an
+    entry per device), `cuda` or `rocm`, and `driver`.
 
-    Args:
-        kind (`str`, *optional*):
-            Kind of device that is used, like `"cpu"` on a machine with GPUs. By default CUDA where it is available.
-
-    Returns:
-        `dict`: `kind`, `threads` of torch, and for CUDA `names`, `memory_gib` and `capabilities` (one entry a device),
-        `cuda` (or `rocm`), with which torch was built, and `driver`.
+    `kind` is the kind of device in use, by default CUDA if it is available.
     """
     import torch
 

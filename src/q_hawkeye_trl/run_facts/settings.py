@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 HIDDEN = "<hidden>"
-"""Stands in for a secret."""
+"""Replaces a secret."""
 
 _SECRET = {"password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "apikey"}
 _SECRET |= {"authorization", "cookie", "bearer"}
@@ -26,19 +26,18 @@ _TOKENS = re.compile(r"\b(?:hf|sk|gh[opsu]|github_pat|xox[abp]|wandb)[_-][A-Za-z
 
 def hide_secrets(value: Any, name: str = "") -> Any:
     """
-    Replaces secrets in settings: whatever stands under a name with a word like token, key or password, the user in an
-    address, and texts that look like a token.
+    Replace secrets in settings by `"<hidden>"`.
 
     Args:
         value (`Any`):
-            What JSON can hold.
+            Anything that JSON can hold. Values under a name like `api_key` or `password`, the user in an address, and
+            texts that look like a token are secrets. `None` and empty values are kept.
         name (`str`, *optional*, defaults to `""`):
-            Key that it stands under. Numbers and booleans under a name with `token` or `key` are shown (`max_tokens`);
-            under one with `password` or `secret` nothing is.
+            Key of the value. Numbers and booleans under a name with `token` or `key` are kept (`max_tokens`), but not
+            under one with `password` or `secret`.
 
     Returns:
-        `Any`: The same with `"<hidden>"` in place of each secret. What is `None` or empty stays, which tells that
-        nothing was set.
+        `Any`: The same structure.
     """
     words = {word.lower() for word in _WORDS.findall(name)}
     if value in (None, "", [], {}):
@@ -64,16 +63,7 @@ def _hide_in_text(text: str) -> str:
 
 
 def hide_secret_options(words: Sequence[str]) -> list[str]:
-    """
-    Replaces secrets on a command line.
-
-    Args:
-        words (`Sequence[str]`):
-            Options as `--name value` or `--name=value`.
-
-    Returns:
-        `list[str]`: The same with `"<hidden>"` in place of each secret, by the rules of [`hide_secrets`].
-    """
+    """Replace secrets on a command line of `--name value` and `--name=value`, by the rules of [`hide_secrets`]."""
     shown, name = [], ""
     for word in words:
         is_option = word.startswith("--")
@@ -85,31 +75,13 @@ def hide_secret_options(words: Sequence[str]) -> list[str]:
 
 
 def settings_of(settings: Any) -> dict[str, Any]:
-    """
-    Lists all settings of a dataclass as they stand, secrets hidden.
-
-    Args:
-        settings ([`HawkeyeGRPOConfig`] or another dataclass instance):
-            Settings.
-
-    Returns:
-        `dict[str, Any]`: Values by field, as JSON can hold them; of an object that JSON can't hold, its type.
-    """
+    """List all settings of a dataclass as JSON can hold them, with secrets hidden."""
     fields = [field.name for field in dataclasses.fields(settings) if not field.name.startswith("_")]
     return {name: hide_secrets(plain(getattr(settings, name)), name) for name in fields}
 
 
 def changed_settings(settings: Any) -> list[str]:
-    """
-    Names the settings that differ from their defaults, those included that were derived from others.
-
-    Args:
-        settings (dataclass instance):
-            Settings.
-
-    Returns:
-        `list[str]`: Names of fields, in order. A field without a default counts as changed.
-    """
+    """Name the settings that differ from their defaults, also those derived from others."""
     changed = []
     for field in dataclasses.fields(settings):
         if field.name.startswith("_"):
@@ -121,7 +93,7 @@ def changed_settings(settings: Any) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """The same value as JSON holds it: enums by value, paths and other small things as text, objects as their type."""
+    """Convert a value to JSON's types: enums by value, paths as text, other objects as their type's name."""
     if value is None or (isinstance(value, bool | int | str) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):

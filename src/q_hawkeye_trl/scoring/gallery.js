@@ -15,7 +15,7 @@
 
   function sortBy(button) {
     const head = button.parentElement;
-    // numbers first come largest first, names from A
+    // the first click sorts numbers descending, names ascending
     const first = button.dataset.kind === "text" ? "ascending" : "descending";
     const other = first === "ascending" ? "descending" : "ascending";
     const order = head.getAttribute("aria-sort") === first ? other : first;

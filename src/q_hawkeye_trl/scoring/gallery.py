@@ -81,14 +81,21 @@ def write_gallery(
         `ValueError`: A row lacks one of the extra columns.
     """
     environment = page_environment(Path(__file__).parent)
-    environment.filters |= {"figure": _figure, "sort_key": _sort_key}
+
+    def across(value: float) -> float:
+        """Return the position of a value on a strip of 100 units, with the ends of the scale at 4 and 96."""
+        share = (min(max(value, score_min), score_max) - score_min) / (score_max - score_min)
+        return round(4 + 92 * share, 2)
+
+    environment.filters |= {"figure": _figure, "sort_key": _sort_key, "across": across}
     stream = environment.get_template("gallery.html.jinja").stream(
         title=title,
         facts=facts or {},
         extra_sections=extra_sections_html,
         extra_columns=list(extra_columns),
         rows=_cells(rows, list(extra_columns)),
-        scale=_Scale(score_min, score_max),
+        score_min=score_min,
+        score_max=score_max,
         **_inlined(),
     )
     with open_atomic(path, errors="backslashreplace") as file:
@@ -111,17 +118,6 @@ def page_environment(folder: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-@dataclass(frozen=True)
-class _Scale:
-    low: float
-    high: float
-
-    def across(self, value: float) -> float:
-        """Return the position of a value on a strip of 100 units, with the ends of the scale at 4 and 96."""
-        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-        return round(4 + 92 * share, 2)
 
 
 def _shrunk(image: Image.Image, size: int = THUMBNAIL_SIZE) -> Image.Image:

@@ -1,17 +1,20 @@
-"""Loading a policy with its processor: a whole model, or a LoRA adapter over its base; and merging the two."""
+"""Load a policy, its processor and its question: a whole model, or a LoRA adapter with its base; merge the two."""
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
-from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
+
+from ..io.publication import publish_folder
+from ..question import PARSERS, TASK_FILE, Question, load_question, override
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel  # slow to import, and needed for adapters only
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Names of the precisions to load a policy in; `auto` is the one that its files have."""
@@ -99,17 +102,42 @@ def merge_adapter(adapter: str | os.PathLike, out: str | os.PathLike, *, dtype: 
         raise ValueError(f"{name} has no adapter_config.json, so there is nothing to merge: name a LoRA adapter.")
     model, processor = load_policy(name, dtype=dtype, device="cpu")
     merged = model.merge_and_unload(safe_merge=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        merged.save_pretrained(unfinished)
-        processor.save_pretrained(unfinished)
-        unfinished.chmod(0o755)  # mkdtemp's folders are private
-        os.rename(unfinished, out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    with publish_folder(out) as folder:
+        merged.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        if (path := _question_file(name)) is not None:
+            shutil.copyfile(path, folder / TASK_FILE)
     return out
+
+
+def find_question(model: str | os.PathLike, *, trust_remote_code: bool = False, **given: Any) -> Question:
+    """
+    Find the question of a policy: what was saved with it or its adapter's base, else the project's.
+
+    Args:
+        model (`str` or `os.PathLike`):
+            Folder or Hub name of a model or an adapter.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether a parser that the model's files name as `"module:function"` may be imported.
+        **given:
+            Fields of [`Question`] that override the saved ones, unless they are `None`.
+
+    Returns:
+        [`Question`]
+
+    Raises:
+        `ValueError`: The saved file is damaged, a value is wrong, or the saved parser must not be imported.
+    """
+    path = _question_file(model)
+    saved = None if path is None else load_question(path.parent)
+    question = override(saved or Question(), given)
+    # a downloaded file could name any function of any installed package
+    if ":" in (question.parser or "") and given.get("parser") is None and not trust_remote_code:
+        raise ValueError(
+            f"{model} asks to read scores with {question.parser}, which is code: if you trust it, name it by "
+            f"--score-parser {question.parser} (score_parser=), or choose one of {', '.join(PARSERS)}."
+        )
+    return question
 
 
 def adapter_base(model: str | os.PathLike) -> tuple[str, str, int | None]:
@@ -132,35 +160,10 @@ def adapter_base(model: str | os.PathLike) -> tuple[str, str, int | None]:
     adapter = _adapter_config(name)
     if adapter is None:
         return name, name, None
-    if not isinstance(adapter, LoraConfig):
+    if adapter.peft_type != "LORA":
         raise ValueError(f"{name} is an adapter of the kind {adapter.peft_type}; only LoRA adapters are loaded.")
     base = _base_of(adapter, name)
     return base, name if _has_processor(name) else base, adapter.r
-
-
-def end_tokens(model: PreTrainedModel, processor: ProcessorMixin) -> set[int]:
-    """
-    Collects the tokens that end an answer: the tokenizer's, and those that the model's generation settings name.
-
-    Args:
-        model (`PreTrainedModel`):
-            Policy.
-        processor (`ProcessorMixin`):
-            Its processor.
-
-    Returns:
-        `set[int]`
-
-    Raises:
-        `ValueError`: There is none.
-    """
-    named: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = {processor.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
-    if not ends:
-        raise ValueError(
-            "Neither the tokenizer nor the model's generation config names an end token; set one of them."
-        )
-    return ends
 
 
 def _checked_name(model: str | os.PathLike) -> str:
@@ -181,11 +184,24 @@ def _checked_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _adapter_config(name: str) -> PeftConfig | None:
-    return None if find_adapter_config_file(name) is None else PeftConfig.from_pretrained(name)
+def _question_file(model: str | os.PathLike) -> Path | None:
+    quietly = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors")}
+    for name in dict.fromkeys((os.fspath(model), adapter_base(model)[0])):
+        path = cached_file(name, TASK_FILE, **quietly)
+        if path is not None:
+            return Path(path)
+    return None
 
 
-def _base_of(adapter: PeftConfig, name: str) -> str:
+def _adapter_config(name: str) -> "PeftConfig | None":
+    if find_adapter_config_file(name) is None:
+        return None
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(name)
+
+
+def _base_of(adapter: "PeftConfig", name: str) -> str:
     base = adapter.base_model_name_or_path
     try:
         return _checked_name(base or "")
@@ -201,7 +217,10 @@ def _has_processor(name: str) -> bool:
     return any(os.path.isfile(os.path.join(name, file)) for file in files)
 
 
-def _with_adapter(base: PreTrainedModel, name: str, base_name: str) -> PeftModel:
+def _with_adapter(base: PreTrainedModel, name: str, base_name: str) -> "PeftModel":
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
     try:
         stored = set(load_peft_weights(name, device="cpu"))
         model = PeftModel.from_pretrained(base, name)

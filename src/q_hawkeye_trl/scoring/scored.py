@@ -1,4 +1,4 @@
-"""What scoring says about one image, worked out from the texts of its rollouts."""
+"""The score of one image, from the texts of its rollouts."""
 
 import math
 import re
@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..text import parse_score
+from ..question import Question
+
+DEFAULT_QUESTION = Question()
 
 _THINK = re.compile(r"<think>(.*?)(?:</think>|<answer>|$)", re.DOTALL)
 
@@ -24,12 +26,12 @@ class ScoredImage:
         spread (`float`, *optional*):
             Population standard deviation of the same scores, in points of the scale. `None` for fewer than two.
         parse_rate (`float`, *optional*):
-            Share of the rollouts with a score, in [0, 1]. `None` when the image could not be read.
+            Share of the rollouts with a score, in [0, 1]. `None` if the image could not be read.
         rollouts (`tuple[float | None, ...]`):
             The scores as the policy stated them, not clamped; `None` where nothing parsed. One entry when greedy.
         clamped (`int`, *optional*, defaults to `0`):
-            How many of `rollouts` lie outside the scale and count in `score` and `spread` as its nearer end, as the
-            rewards and the uncertainty have it.
+            Number of `rollouts` outside the scale. They count in `score` and `spread` as its nearer end, as in the
+            rewards.
         error (`str`, *optional*):
             Why the image could not be read.
         answers (`tuple[str, ...]`, *optional*):
@@ -48,8 +50,9 @@ class ScoredImage:
     @property
     def reasoning(self) -> str | None:
         """
-        What the policy wrote before the answer: of the rollout whose score lies nearest to `score`, of the first
-        rollout if none has a score, `None` if there is no text.
+        What the policy wrote before the answer, in the rollout whose score is nearest to `score`.
+
+        In the first rollout if none has a score, `None` if there is no text.
         """
         if not self.answers:
             return None
@@ -63,36 +66,19 @@ class ScoredImage:
         return (thought.group(1) if thought else text).strip()
 
 
-def score_answers(
-    image: str, answers: Sequence[str], *, score_min: float = 1.0, score_max: float = 5.0
-) -> ScoredImage:
-    """
-    Works out the score of an image from the answers of its rollouts.
-
-    Args:
-        image (`str`):
-            Name of the image.
-        answers (`Sequence[str]` of length K):
-            Texts of its rollouts, at least one.
-        score_min (`float`, *optional*, defaults to `1.0`), score_max (`float`, *optional*, defaults to `5.0`):
-            Ends of the scale that the prompt asks for.
-
-    Returns:
-        [`ScoredImage`]
-
-    Raises:
-        `ValueError`: No answers.
-    """
+def score_answers(image: str, answers: Sequence[str], question: Question = DEFAULT_QUESTION) -> ScoredImage:
+    """The score of an image from the texts of its K >= 1 rollouts, read as the question says."""
     if not answers:
         raise ValueError(f"{image} has no answers to read a score from.")
-    stated = [parse_score(text) for text in answers]
-    values = [min(max(value, score_min), score_max) for value in stated if value is not None]
+    low, high = question.scale
+    stated = [question.parse(text) for text in answers]
+    values = [min(max(value, low), high) for value in stated if value is not None]
     return ScoredImage(
         image=image,
         score=statistics.fmean(values) if values else None,
         spread=statistics.pstdev(values) if len(values) > 1 else None,
         parse_rate=len(values) / len(stated),
         rollouts=tuple(stated),
-        clamped=sum(value is not None and not score_min <= value <= score_max for value in stated),
+        clamped=sum(value is not None and not low <= value <= high for value in stated),
         answers=tuple(answers),
     )

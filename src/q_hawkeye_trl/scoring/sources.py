@@ -8,14 +8,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from datasets import Dataset
-from datasets import Image as ImageFeature
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..data.folder import load_folder
-from ..data.images import load_image
+from ..data.images import decode_cell, load_image
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # slow to import, and needed for `datasets` folders only
 
 _SUFFIXES = "avif bmp dib gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
@@ -24,8 +24,10 @@ IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 
 class ImageSource(Protocol):
     """
-    One image that can be loaded when its turn comes: `name` is what the output calls it, `key` tells it from all
-    others and is the same in the next run.
+    What one prompt shows, loaded on demand: an image, or the several images of a dataset row.
+
+    `name` is what the output calls it, `key` tells it from all others and is the same in the next run, `prompt` is the
+    conversation of its own, if it has one.
     """
 
     @property
@@ -34,14 +36,17 @@ class ImageSource(Protocol):
     @property
     def key(self) -> str: ...
 
-    def load(self) -> Image.Image:
-        """Returns the upright RGB image; raises `ValueError` or `OSError` with a message that names it."""
+    @property
+    def prompt(self) -> list[dict] | None: ...
+
+    def load(self) -> list[Image.Image]:
+        """The upright RGB images; raise `ValueError` or `OSError` with a message that names the unreadable one."""
 
     def pixels(self) -> tuple[int, int]:
-        """Returns width and height by the file's header, `(0, 0)` where there is none."""
+        """Width and height by the file's header, `(0, 0)` if unknown."""
 
     def stamp(self) -> str:
-        """Returns what changes when the image is replaced by another."""
+        """A text that changes when an image is replaced by another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class FileSource:
     """An image file."""
 
     path: str
+    prompt: None = None
 
     @property
     def name(self) -> str:
@@ -58,25 +64,21 @@ class FileSource:
     def key(self) -> str:
         return f"file:{_valid_text(os.path.abspath(self.path))}"
 
-    def load(self) -> Image.Image:
-        return load_image(self.path)
+    def load(self) -> list[Image.Image]:
+        return [load_image(self.path)]
 
     def pixels(self) -> tuple[int, int]:
         return _header_size(self.path)
 
     def stamp(self) -> str:
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return "missing"
-        return f"{status.st_size}:{status.st_mtime_ns}"
+        return _file_stamp(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """The image of a row of a `datasets` folder; `rows` holds images undecoded."""
+    """The images of a row of a `datasets` folder; `rows` holds images undecoded, in `image` or `images`."""
 
-    rows: Dataset
+    rows: "Dataset"
     number: int
     name: str
     folder: str
@@ -85,52 +87,56 @@ class RowSource:
     def key(self) -> str:
         return f"row:{self.folder}:{self.number}"
 
-    def load(self) -> Image.Image:
-        cell = self.rows[self.number]["image"]
-        if cell is None:
-            raise ValueError(f"{self.folder}, row {self.number}, column `image`: there is no image.")
-        if cell["bytes"] is None:
-            return load_image(cell["path"])
-        try:
-            return load_image(Image.open(io.BytesIO(cell["bytes"])))
-        except (ValueError, OSError, SyntaxError) as error:
-            reason = "cannot identify it" if isinstance(error, UnidentifiedImageError) else error
-            raise ValueError(
-                f"{self.folder}, row {self.number} ({self.name}) holds no readable image ({reason}): make it anew, or "
-                "drop the row."
-            ) from error
+    @property
+    def prompt(self) -> list[dict] | None:
+        return self.rows[self.number].get("prompt")
+
+    def load(self) -> list[Image.Image]:
+        where = f"{self.folder}, row {self.number} ({self.name})"
+        return [decode_cell(cell, where) for cell in self._cells()]
 
     def pixels(self) -> tuple[int, int]:
-        cell = self.rows[self.number]["image"]
-        if cell is None:
-            return 0, 0
-        return _header_size(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
+        sizes = [
+            _header_size(cell["path"] or "") if cell["bytes"] is None else _header_size(io.BytesIO(cell["bytes"]))
+            for cell in self._cells()
+            if cell is not None
+        ]
+        return sizes[0] if len(sizes) == 1 else (sum(width * height for width, height in sizes), 1)
 
     def stamp(self) -> str:
-        cell = self.rows[self.number]["image"]
-        if cell is None:
-            return "missing"
-        if cell["bytes"] is None:
-            return FileSource(cell["path"]).stamp()
-        return f"{len(cell['bytes'])}:{zlib.crc32(cell['bytes'])}"
+        stamps = []
+        for cell in self._cells():
+            if cell is None:
+                stamps.append("missing")
+            elif cell["bytes"] is None:
+                stamps.append(_file_stamp(cell["path"]))
+            else:
+                stamps.append(f"{len(cell['bytes'])}:{zlib.crc32(cell['bytes'])}")
+        return ",".join(stamps)
+
+    def _cells(self) -> list[dict[str, Any] | None]:
+        row = self.rows[self.number]
+        return (row["images"] or [None]) if "images" in row else [row["image"]]
 
 
 @dataclass(frozen=True, slots=True)
 class MemorySource:
-    """An image that the caller holds."""
+    """Images that the caller holds, or the paths of several that belong together."""
 
-    image: Image.Image
+    images: Sequence[Image.Image | str | os.PathLike]
     name: str
+    prompt: None = None
 
     @property
     def key(self) -> str:
         return f"memory:{self.name}"
 
-    def load(self) -> Image.Image:
-        return load_image(self.image)
+    def load(self) -> list[Image.Image]:
+        return [load_image(image) for image in self.images]
 
     def pixels(self) -> tuple[int, int]:
-        return self.image.size
+        sizes = [image.size if isinstance(image, Image.Image) else _header_size(image) for image in self.images]
+        return sizes[0] if len(sizes) == 1 else (sum(width * height for width, height in sizes), 1)
 
     def stamp(self) -> str:
         return ""
@@ -138,8 +144,7 @@ class MemorySource:
 
 def find_images(paths: Sequence[str | os.PathLike], split: str | None = None) -> list[ImageSource]:
     """
-    Finds the images of files, folders (searched through, hidden ones left out), globs (`**` reaches into folders) and
-    folders of the `datasets` library.
+    Find the images of files, folders (searched recursively without hidden ones), globs and `datasets` folders.
 
     Args:
         paths (`Sequence[str]`):
@@ -148,11 +153,10 @@ def find_images(paths: Sequence[str | os.PathLike], split: str | None = None) ->
             Split of the `datasets` folders. By default the only one.
 
     Returns:
-        `list[ImageSource]`: In the order of `paths`, within a folder and a glob sorted by path. What is found twice
-        stands there once.
+        `list[ImageSource]`: In the order of `paths`, within a folder and a glob sorted by path, without duplicates.
 
     Raises:
-        `FileNotFoundError`: A path is not there, a glob matches nothing, or a folder holds no image.
+        `FileNotFoundError`: A path is missing, a glob matches nothing, or a folder has no image.
         `ValueError`: No paths, or a `datasets` folder can't be read.
     """
     if not paths:
@@ -162,6 +166,26 @@ def find_images(paths: Sequence[str | os.PathLike], split: str | None = None) ->
         for source in _sources_of(os.fspath(path), split):
             found.setdefault(source.key, source)
     return list(found.values())
+
+
+def row_sources(dataset: "Dataset", folder: str, split: str | None = None) -> list[RowSource]:
+    """The rows of a folder's dataset as sources; without `image_id` a row is named by folder and number."""
+    from datasets import Image as ImageFeature
+    from datasets import List
+
+    columns = [column for column in ("image", "images") if column in dataset.column_names]
+    if len(columns) != 1:
+        raise ValueError(
+            f"{folder} needs an `image` or an `images` column, and has {', '.join(dataset.column_names)}: rename the "
+            "one with the images."
+        )
+    ids = [str(value) for value in dataset["image_id"]]
+    undecoded = ImageFeature(decode=False)
+    rows = dataset.select_columns([*columns, *(["prompt"] if "prompt" in dataset.column_names else [])])
+    rows = rows.cast_column(columns[0], undecoded if columns[0] == "image" else List(undecoded))
+    place = folder if split is None else f"{folder}:{split}"
+    names = [f"{folder}#{number}" if name == f"row-{number}" else name for number, name in enumerate(ids)]
+    return [RowSource(rows, number, name, place) for number, name in enumerate(names)]
 
 
 def _sources_of(path: str, split: str | None) -> Iterator[ImageSource]:
@@ -190,8 +214,8 @@ def _files_below(folder: str) -> Iterator[FileSource]:
         paths += [os.path.join(parent, name) for name in files if not name.startswith(".") and _is_image_name(name)]
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds no file with the ending of an image ({', '.join(sorted(IMAGE_SUFFIXES))}), nor what "
-            "`save_to_disk` of `datasets` or Parquet files leave."
+            f"{folder} has no file with the ending of an image ({', '.join(sorted(IMAGE_SUFFIXES))}), and is not a "
+            "folder that `save_to_disk` of `datasets` wrote, or of Parquet files."
         )
     return map(FileSource, sorted(paths))
 
@@ -204,19 +228,12 @@ def _is_datasets_folder(folder: Path) -> bool:
     return tables and not any(_is_image_name(path.name) for path in folder.iterdir())
 
 
-def _rows(folder: str, split: str | None) -> Iterator[RowSource]:
+def _rows(folder: str, split: str | None) -> list[RowSource]:
+    from ..data.folder import load_folder
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without `image_id` the rows are named by folder and number, see below
-        dataset = load_folder(folder, split)
-    if "image" not in dataset.column_names:
-        raise ValueError(
-            f"{folder} has no `image` column, but {', '.join(dataset.column_names)}: rename the one with the images."
-        )
-    ids = [str(value) for value in dataset["image_id"]]
-    rows = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
-    for number, image_id in enumerate(ids):
-        name = f"{folder}#{number}" if image_id == f"row-{number}" else image_id
-        yield RowSource(rows, number, name, folder if split is None else f"{folder}:{split}")
+        warnings.simplefilter("ignore")  # rows without `image_id` get names of their own
+        return row_sources(load_folder(folder, split), folder, split)
 
 
 def _valid_text(path: str) -> str:
@@ -224,9 +241,17 @@ def _valid_text(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _header_size(file: str | io.BytesIO) -> tuple[int, int]:
+def _file_stamp(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def _header_size(file: str | os.PathLike | io.BytesIO) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             return image.size
-    except Exception:  # Pillow's decoders raise a dozen kinds; loading the image will say what is wrong
+    except Exception:  # Pillow's decoders raise a dozen kinds; loading the image reports what is wrong
         return 0, 0

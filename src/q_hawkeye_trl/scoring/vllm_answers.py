@@ -1,39 +1,25 @@
-"""The answers of a policy to images, by vLLM. The engine is imported only here, and only when it is asked for."""
+"""Answers of a policy by vLLM, which is imported only when this backend is asked for."""
 
 import os
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from PIL import Image
 from transformers import AutoProcessor
-from trl.data_utils import prepare_multimodal_messages
 
 from ..data.degradations import pixel_hash
-from ..text import quality_messages
+from ..data.messages import message_images
+from ..generation.engine import Answers, Conversation
 from .policy import adapter_base
 
 
 class VllmAnswers:
     """
-    Lets vLLM answer the quality question. Its prefix cache encodes an image once for its rollouts, and it forms
-    batches by itself; a LoRA adapter runs over its base without merging. vLLM promises no equal results across
-    batches.
+    Answers of a policy, as [`~generation.engine.PolicyAnswers`], by vLLM.
 
-    Args:
-        model (`str` or `os.PathLike`):
-            Folder or Hub name of a model or an adapter.
-        rollouts (`int`, *optional*), seed (`int`, *optional*, defaults to `0`), max_new_tokens (`int`, *optional*),
-        prompt (`str`, *optional*):
-            As in [`~scoring.answers.TransformersAnswers`]. Each image has a seed of its own, from `seed` and its
-            pixels.
-        dtype (`str`, *optional*), max_pixels (`int`, *optional*), trust_remote_code (`bool`, *optional*):
-            As in [`~scoring.policy.load_policy`].
-        engine_options (`dict[str, Any]`, *optional*):
-            Further arguments of `vllm.LLM`.
-
-    Raises:
-        `ImportError`: vLLM is not installed.
+    vLLM forms batches by itself, encodes a prompt once for its rollouts, and runs a LoRA adapter over its base without
+    merging. It promises no equal results across batches. `engine_options` are further arguments of `vllm.LLM`. Raises
+    `ImportError` if vLLM is not installed.
     """
 
     def __init__(
@@ -43,7 +29,6 @@ class VllmAnswers:
         rollouts: int | None = None,
         seed: int = 0,
         max_new_tokens: int = 1024,
-        prompt: str | None = None,
         dtype: str | None = None,
         max_pixels: int | None = None,
         trust_remote_code: bool = False,
@@ -58,7 +43,6 @@ class VllmAnswers:
                 "'q-hawkeye-trl[vllm]'); without it, leave --backend out."
             ) from error
         self.rollouts, self.seed, self.max_new_tokens = rollouts, seed, max_new_tokens
-        self.messages = quality_messages() if prompt is None else quality_messages(prompt)
         self.sampling = vllm.SamplingParams
         name = os.fspath(model)
         base, home, rank = adapter_base(name)
@@ -71,39 +55,40 @@ class VllmAnswers:
         if rank is not None:
             self.lora = lora.LoRARequest("adapter", 1, name)
             options |= {"enable_lora": True, "max_lora_rank": rank}
-        self.engine = vllm.LLM(model=base, **options | (engine_options or {}))
+        options |= engine_options or {}
+        self.most_images = options["limit_mm_per_prompt"].get("image", 1)
+        self.engine = vllm.LLM(model=base, **options)
 
-    def __call__(self, images: Sequence[Image.Image]) -> list[list[str] | Exception]:
-        """
-        Answers a batch.
-
-        Args:
-            images (`Sequence[PIL.Image.Image]` of length B):
-                Upright RGB images.
-
-        Returns:
-            `list[list[str]]` of length B: K texts each, one when greedy.
-        """
-        prompts = [{"prompt": self._text(image), "multi_modal_data": {"image": image}} for image in images]
+    def __call__(self, conversations: Sequence[Conversation]) -> list[Answers]:
+        """Answer a batch: K texts for each conversation, or the error of that one alone."""
+        images = [message_images(conversation) for conversation in conversations]
+        fitting = [number for number, shown in enumerate(images) if len(shown) <= self.most_images]
         outputs = self.engine.generate(
-            prompts, [self._sampling(image) for image in images], lora_request=self.lora, use_tqdm=False
+            [self._prompt(conversations[number], images[number]) for number in fitting],
+            [self._sampling(images[number]) for number in fitting],
+            lora_request=self.lora,
+            use_tqdm=False,
         )
-        return [[completion.text for completion in output.outputs] for output in outputs]
+        answers: list[Answers] = [
+            ValueError(
+                f"{len(shown)} images in one prompt, but the engine takes {self.most_images}: pass "
+                f"engine_options={{'limit_mm_per_prompt': {{'image': {len(shown)}}}}}"
+            )
+            for shown in images
+        ]
+        for number, output in zip(fitting, outputs, strict=True):
+            answers[number] = [completion.text for completion in output.outputs]
+        return answers
 
-    def _text(self, image: Image.Image) -> str:
-        messages = prepare_multimodal_messages(self.messages, images=[image])
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    def _prompt(self, conversation: Conversation, images: list) -> dict[str, Any]:
+        text = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        return {"prompt": text, "multi_modal_data": {"image": images[0] if len(images) == 1 else images}}
 
-    def _sampling(self, image: Image.Image):
-        # the model's own generation settings (Qwen's repetition penalty) must not act: all are named here
-        neutral = {
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "max_tokens": self.max_new_tokens,
-        }
+    def _sampling(self, images: list):
+        # all are named, so that the model's own generation settings (Qwen's repetition penalty) do not act
+        neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        neutral["max_tokens"] = self.max_new_tokens
         if self.rollouts is None:
             return self.sampling(temperature=0.0, n=1, **neutral)
-        own = (self.seed + int(pixel_hash(image)[:12], 16)) % 2**31
+        own = (self.seed + sum(int(pixel_hash(image)[:12], 16) for image in images)) % 2**31
         return self.sampling(temperature=1.0, n=self.rollouts, seed=own, **neutral)

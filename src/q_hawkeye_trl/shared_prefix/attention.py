@@ -1,8 +1,8 @@
 """
 Attention over a packed row, group by group: causal over the prompt, then all rollouts at once, each over the prompt
-and itself. No mask of T x T is built, so that long completions cost no more than they must.
+and itself. No mask of T x T is built, so long completions cost no extra.
 
-Registered beside the model's own implementation, to which every other call is passed on unchanged.
+It is registered beside the model's own implementation, which handles all other calls.
 """
 
 import torch
@@ -18,32 +18,20 @@ _PREFIX = "shared_prefix_"
 
 def install_attention(model: PreTrainedModel) -> None:
     """
-    Lets the decoder of a model attend over packed rows when a call brings a `shared_prefix` layout; all other calls
-    take the implementation that the model had.
+    Let the decoder attend over packed rows in calls with a `shared_prefix` layout.
 
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Model whose decoder uses `sdpa` or `flash_attention_2`; its vision tower is left as it is.
+    The decoder uses `sdpa` or `flash_attention_2`. Other calls and the vision tower are unchanged.
     """
     configs = {id(part.config): part.config for part in model.get_decoder().modules() if hasattr(part, "config")}
     for config in configs.values():
         base = config._attn_implementation
         if not base.startswith(_PREFIX):
-            # the internal field: the setter would descend into other parts of the model
+            # the internal field, since the setter also changes other parts of the model
             config._attn_implementation_internal = _register(base)
 
 
 def base_implementation(name: str) -> str:
-    """
-    Returns the name of the implementation that a model had before [`install_attention`].
-
-    Args:
-        name (`str`):
-            Name in a model's config.
-
-    Returns:
-        `str`
-    """
+    """Return the name of the implementation from before [`install_attention`]."""
     return name.removeprefix(_PREFIX)
 
 
@@ -72,23 +60,15 @@ def grouped_attention(
     **kwargs,
 ) -> torch.Tensor:
     """
-    Attends over a packed row.
+    Attend over a packed row.
 
     Args:
-        module (`torch.nn.Module`):
-            Attention layer.
         query (`torch.Tensor` of shape `(1, H, T, D)`):
             Queries of H heads.
-        key (`torch.Tensor` of shape `(1, H_kv, T, D)`):
-            Keys of H_kv heads, of which H is a multiple.
-        value (`torch.Tensor` of shape `(1, H_kv, T, D)`):
-            Values.
+        key, value (`torch.Tensor` of shape `(1, H_kv, T, D)`):
+            Keys and values of H_kv heads, of which H is a multiple.
         layout ([`Layout`]):
             Groups of the row.
-        dropout (`float`, *optional*, defaults to `0.0`):
-            Dropout of the attention weights.
-        scaling (`float`, *optional*):
-            Factor of the products; 1 / sqrt(D) by default.
 
     Returns:
         `torch.Tensor` of shape `(1, T, H, D)`
@@ -106,13 +86,13 @@ def grouped_attention(
 
 
 def _attend_segments(module, query, key, value, group: Group, options: dict) -> torch.Tensor:
-    """The rollouts of one group (1, sum of their lengths, H, D): each sees the prompt and its own past."""
+    """Attend from the rollouts of one group to its prompt and their own past: (1, sum of their lengths, H, D)."""
     lengths = [length for length in group.segments if length]
     longest, count = max(lengths), len(lengths)
     split = group.start + group.prefix
     ragged = any(length != longest for length in lengths)
     if ragged:
-        # Padded to the longest at the end, where the causal mask hides it. Which token stands there is of no matter.
+        # Right-padded to the longest, with any token: the causal mask hides it.
         steps = torch.arange(longest, device=query.device)
         sizes = torch.tensor(lengths, device=query.device).unsqueeze(1)
         starts = split + sizes.cumsum(0) - sizes

@@ -1,4 +1,4 @@
-"""One packed forward for the rollouts of a group, in the place of TRL's row for each."""
+"""One packed forward for the rollouts of a group, instead of TRL's row for each."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,36 +12,17 @@ from .layout import PackedRow, pack
 
 
 def unwrap_policy(model: Any) -> PreTrainedModel:
-    """
-    Takes the wrappers of parallel training and the adapter off a model.
-
-    Args:
-        model (`torch.nn.Module`):
-            Model, wrapped or not.
-
-    Returns:
-        [`~transformers.PreTrainedModel`]
-    """
+    """Remove the wrappers of parallel training and the adapter from a model."""
     model = extract_model_from_parallel(model)
     return model.get_base_model() if is_peft_model(model) else model
 
 
 class PackedForward:
     """
-    Stands in for the model in TRL's forward of log-probabilities: TRL calls it with the first row of each group, it
-    runs all rollouts of these groups in one packed row. TRL's own code so cuts the images and sets autocast.
+    Replaces the model in TRL's forward of log-probabilities, so that TRL still slices images and sets autocast.
 
-    Args:
-        model (`torch.nn.Module`):
-            Policy or reference model, wrapped or not, prepared by [`~shared_prefix.attention.install_attention`].
-        input_ids (`torch.Tensor` of shape `(B, P + C)`):
-            Prompts and completions of whole groups.
-        attention_mask (`torch.Tensor` of shape `(B, P + C)`):
-            1 at tokens, 0 at padding.
-        completion_length (`int`):
-            Width of the completions, C.
-        group_size (`int`):
-            Rollouts of a group, G.
+    TRL calls it with the first row of each group; it runs all rollouts of these groups in one packed row. The model
+    was prepared by [`~shared_prefix.attention.install_attention`]. `input_ids` and `attention_mask` are `(B, P + C)`.
     """
 
     def __init__(self, model, input_ids, attention_mask, completion_length: int, group_size: int):
@@ -50,26 +31,13 @@ class PackedForward:
         self.attention_mask = attention_mask
         self.completion_length = completion_length
         self.group_size = group_size
-        self._done = 0  # rows of the groups that earlier calls took
+        self._done = 0  # rows of earlier calls
 
     def __call__(self, *, input_ids, attention_mask, labels, fused_lm_head, **inputs: Any) -> SimpleNamespace:
         """
-        Runs the next groups.
+        Run the next N groups; return `log_probs` and `entropy` (or `None`), each `(N·G, C)`.
 
-        Args:
-            input_ids (`torch.Tensor` of shape `(N, P + C)`):
-                First row of each of the next N groups.
-            attention_mask (`torch.Tensor` of shape `(N, P + C)`):
-                Their mask.
-            labels (`torch.Tensor`):
-                Not used: the labels of a packed row are its own.
-            fused_lm_head (`bool`):
-                Passed on.
-            inputs:
-                Images of the N groups, as the model takes them.
-
-        Returns:
-            `SimpleNamespace`: `log_probs` and `entropy` (or `None`), each `(N·G, C)`, and `aux_loss`, `None`.
+        The unused `labels` are those of TRL's rows; a packed row has its own. `inputs` are images of the N groups.
         """
         rows = slice(self._done, self._done + len(input_ids) * self.group_size)
         self._done = rows.stop
@@ -79,7 +47,7 @@ class PackedForward:
         prompt = {key: inputs.pop(key)[:, :width] for key in TOKEN_TYPE_KEYS if key in inputs}
         outputs = self.model(
             input_ids=row.input_ids,
-            # of four dimensions, so that the model builds no mask: the layout says who sees whom
+            # with four dimensions the model builds no mask; the layout defines the attention
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
             position_ids=self._positions(row, input_ids[:, :width], attention_mask[:, :width], prompt, inputs),
             shift_labels=row.shift_labels,
@@ -91,7 +59,7 @@ class PackedForward:
         return SimpleNamespace(log_probs=row.unpack(outputs.log_probs), entropy=entropy, aux_loss=None)
 
     def _positions(self, row: PackedRow, ids, mask, token_types: dict, images: dict) -> torch.Tensor:
-        """Positions of the packed row: (1, T), or (3, 1, T) where images have rotary positions of their own."""
+        """Positions of the packed row: (1, T), or (3, 1, T) for multimodal rotary positions."""
         model = unwrap_policy(self.model)
         rope_index = getattr(model.base_model, "get_rope_index", None)
         if rope_index is not None and images.get("image_grid_thw") is not None:

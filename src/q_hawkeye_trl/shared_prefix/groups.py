@@ -1,7 +1,4 @@
-"""
-Groups as the rows of TRL's batches: TRL shuffles and splits rows, so a row that is a group keeps its rollouts
-together, and its images stand there once.
-"""
+"""Groups as the rows of TRL's batches: TRL shuffles and splits whole groups, whose images are stored once."""
 
 from typing import Any
 
@@ -13,17 +10,10 @@ from ..trl_compat import IMAGE_KEYS
 
 def group_rows(batch: dict[str, Any], group_size: int) -> dict[str, Any]:
     """
-    Makes the groups of a batch its rows.
+    Make the groups of a batch of B rows its N = B/G rows.
 
-    Args:
-        batch (`dict`):
-            TRL's batch of B rows, the rollouts of a group side by side.
-        group_size (`int`):
-            Rollouts of a group, G, a divisor of B.
-
-    Returns:
-        `dict`: A new batch of N = B/G rows. Tensors `(B, ...)` are `(N, G, ...)`; images and lists, which are the
-        same for all rollouts of a group, are those of its first row.
+    The rollouts of a group are adjacent. Tensors `(B, ...)` become `(N, G, ...)`; images and lists, which are the same
+    for all rollouts of a group, are those of its first row.
     """
     batch = {**batch, **group_images({key: batch[key] for key in IMAGE_KEYS if key in batch}, group_size)}
     for key, value in batch.items():
@@ -37,18 +27,7 @@ def group_rows(batch: dict[str, Any], group_size: int) -> dict[str, Any]:
 
 
 def group_images(images: dict[str, Any], group_size: int) -> dict[str, Any]:
-    """
-    Keeps the images of the first row of each group.
-
-    Args:
-        images (`dict`):
-            Those entries of a TRL batch of B rows that describe its images (`trl_compat.IMAGE_KEYS`).
-        group_size (`int`):
-            Rollouts of a group.
-
-    Returns:
-        `dict`: The same entries for B/G rows.
-    """
+    """Keep the images (`IMAGE_KEYS` of a batch) of the first row of each group."""
     split = split_pixel_values_by_grid(images)
     kept = {key: None if value is None else value[::group_size] for key, value in split.items()}
     # contiguous, as models that view their pixels expect
@@ -57,16 +36,7 @@ def group_images(images: dict[str, Any], group_size: int) -> dict[str, Any]:
 
 
 def ungroup_rows(batch: dict[str, Any]) -> dict[str, Any]:
-    """
-    Takes a batch of [`group_rows`] back to one row a rollout; images and lists stay one a group.
-
-    Args:
-        batch (`dict`):
-            Batch of N groups.
-
-    Returns:
-        `dict`: A new batch in which tensors `(N, G, ...)` are `(B, ...)`.
-    """
+    """Undo [`group_rows`]: tensors `(N, G, ...)` become `(B, ...)`. Images and lists stay one per group."""
     batch = dict(batch)
     for key, value in batch.items():
         if isinstance(value, torch.Tensor) and value.ndim > 1 and key not in IMAGE_KEYS:

@@ -1,10 +1,10 @@
 """
-The rollouts of a group in one row: the prompt stands there once, each rollout follows as a segment of its own.
+The rollouts of a group in one row: the prompt once, then each rollout as a segment.
 
     [ prompt without its last token | last, o_1 without its end | last, o_2 without its end | ... ]
 
-A segment opens with the prompt's last token, so that its positions predict exactly the tokens of its rollout. Groups
-follow one another in the same row, without padding anywhere. Pure tensors: nothing here knows a model.
+A segment starts with the prompt's last token, so that its positions predict exactly the tokens of its rollout. Groups
+follow one another in the same row, without padding. Pure tensors: nothing here depends on a model.
 """
 
 from dataclasses import dataclass
@@ -18,25 +18,15 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Group:
-    """
-    Where one group stands in the packed row.
+    """A group of the packed row."""
 
-    Args:
-        start (`int`):
-            Position of its prompt.
-        prefix (`int`):
-            Tokens of its prompt without the last one, which opens each segment instead.
-        segments (`tuple[int, ...]`):
-            Length of each rollout, in tokens; 0 for a rollout that is masked as a whole.
-    """
-
-    start: int
-    prefix: int
-    segments: tuple[int, ...]
+    start: int  # position of its prompt
+    prefix: int  # tokens of its prompt without the last one, which starts each segment instead
+    segments: tuple[int, ...]  # tokens of each rollout, 0 for a rollout that is masked
 
     @property
     def end(self) -> int:
-        """Position behind its last segment."""
+        """Position after its last segment."""
         return self.start + self.prefix + sum(self.segments)
 
     @property
@@ -48,13 +38,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """
-    The groups of a packed row of T tokens, in order.
-
-    Args:
-        groups (`tuple[Group, ...]`):
-            Groups.
-    """
+    """The groups of a packed row of T tokens, in order."""
 
     groups: tuple[Group, ...]
 
@@ -66,55 +50,21 @@ class Layout:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """
-    What a model is given for a packed row, and how its output is taken apart again.
+    """The inputs of a model for a packed row, and the positions for unpacking its output."""
 
-    Args:
-        input_ids (`torch.Tensor` of shape `(1, T)`):
-            Tokens.
-        shift_labels (`torch.Tensor` of shape `(1, T)`):
-            Token that each position predicts, `IGNORED` where none.
-        layout ([`Layout`]):
-            Groups of the row.
-        origin (`torch.Tensor` of shape `(T,)`):
-            For each position the index of the prompt token whose place in the sequence it starts from.
-        offset (`torch.Tensor` of shape `(T,)`):
-            How many places behind that prompt token it stands: 0 in the prompt and at a segment's opening.
-        predictions (`torch.Tensor` of shape `(B, C)`):
-            Position that predicts each completion token; T where there is none (padding).
-    """
-
-    input_ids: torch.Tensor
-    shift_labels: torch.Tensor
+    input_ids: torch.Tensor  # (1, T)
+    shift_labels: torch.Tensor  # (1, T), the token that each position predicts, `IGNORED` if none
     layout: Layout
-    origin: torch.Tensor
-    offset: torch.Tensor
-    predictions: torch.Tensor
+    origin: torch.Tensor  # (T,), index of the prompt token from which each position counts
+    offset: torch.Tensor  # (T,), places after that token: 0 in the prompt and at the start of a segment
+    predictions: torch.Tensor  # (B, C), position that predicts each completion token, T for padding
 
     def positions(self, prompt_positions: torch.Tensor) -> torch.Tensor:
-        """
-        Continues the places of the prompt tokens into every segment.
-
-        Args:
-            prompt_positions (`torch.Tensor` of shape `(K, N, P)`):
-                Place of each prompt token, on K axes (3 for multimodal rotary positions).
-
-        Returns:
-            `torch.Tensor` of shape `(K, 1, T)`
-        """
+        """Continue the prompt tokens' positions `(K, N, P)` into every segment, `(K, 1, T)`; K is 3 for M-RoPE."""
         return (prompt_positions.flatten(1)[:, self.origin] + self.offset).unsqueeze(1)
 
     def unpack(self, values: torch.Tensor) -> torch.Tensor:
-        """
-        Takes the values of the completions' tokens out of the row.
-
-        Args:
-            values (`torch.Tensor` of shape `(1, T)`):
-                One value a position.
-
-        Returns:
-            `torch.Tensor` of shape `(B, C)`: 0 at padding.
-        """
+        """Take the values of the completion tokens `(B, C)`, 0 at padding, from those of the row `(1, T)`."""
         padded = torch.cat([values[0], values.new_zeros(1)])
         return padded[self.predictions]
 
@@ -127,25 +77,18 @@ def pack(
     group_size: int,
 ) -> PackedRow:
     """
-    Packs the rows of whole groups.
+    Pack the rows of whole groups. Raise `ValueError` if the rollouts of a group have different prompts.
 
     Args:
-        prompt_ids (`torch.Tensor` of shape `(B, P)`):
-            Left-padded prompts; the rows of a group stand together and have one prompt.
-        prompt_mask (`torch.Tensor` of shape `(B, P)`):
-            1 at tokens, 0 at padding.
-        completion_ids (`torch.Tensor` of shape `(B, C)`):
+        prompt_ids, prompt_mask (`torch.Tensor` of shape `(B, P)`):
+            Left-padded prompts; the rows of a group are adjacent. The mask is 1 at tokens.
+        completion_ids, completion_mask (`torch.Tensor` of shape `(B, C)`):
             Right-padded completions.
-        completion_mask (`torch.Tensor` of shape `(B, C)`):
-            1 at tokens, 0 at padding.
         group_size (`int`):
             Rollouts of a group, G.
 
     Returns:
         [`PackedRow`]
-
-    Raises:
-        `ValueError`: The rollouts of a group have different prompts.
     """
     device, width = prompt_ids.device, prompt_ids.size(1)
     firsts = prompt_ids[::group_size].repeat_interleave(group_size, dim=0)
@@ -154,8 +97,7 @@ def pack(
     if differs.any():
         number = int(differs.nonzero()[0]) // group_size
         raise ValueError(
-            f"The rollouts of group {number} have different prompts, so that they can't share one; set shared_prefix "
-            "to off."
+            f"The rollouts of group {number} have different prompts and can't share one; set shared_prefix to off."
         )
     prompt_lengths = prompt_mask[::group_size].sum(dim=1).tolist()
     lengths = completion_mask.sum(dim=1).tolist()

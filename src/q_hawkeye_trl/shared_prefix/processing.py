@@ -1,4 +1,4 @@
-"""Each prompt of a batch through the processor once, not once a rollout: text, image and pixels."""
+"""Runs the processor once per prompt, not once per rollout."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +14,10 @@ from ..trl_compat import TOKEN_TYPE_KEYS
 @contextmanager
 def process_once(processor: ProcessorMixin) -> Iterator[None]:
     """
-    While it lasts, the processor works once on each distinct row (text and images) of a call and repeats the result,
-    and its image processor keeps what it made of an image for the next call. The outputs are those of the processor
-    as it is, to the bit.
+    Inside the block, the processor handles each distinct row (text and images) once and repeats the result.
 
-    Args:
-        processor ([`~transformers.ProcessorMixin`]):
-            The model's processor. Images are told apart as objects, so they must not be changed while it lasts.
+    Its image processor keeps its outputs for the next call. All outputs are bitwise those of the unchanged processor.
+    Images are identified as objects and must not be modified inside the block.
     """
     original = type(processor)
     memo = _ImageMemo(processor.image_processor.preprocess)
@@ -31,11 +28,11 @@ def process_once(processor: ProcessorMixin) -> Iterator[None]:
         keys = [(line, *map(id, row)) for line, row in zip(text, images, strict=True)]
         firsts, index = _distinct(keys)
         output = original.__call__(self, images=[images[i] for i in firsts], text=[text[i] for i in firsts], **kwargs)
-        # tiles an image are known to the image processor alone
+        # only the image processor knows the tiles per image
         repeated = _repeat(output, memo.layout | dict(output), [len(images[i]) for i in firsts], index)
         return repeated or original.__call__(self, images=images, text=text, **kwargs)
 
-    # calls look at the class, so that for a while the processor is of a class of its own, with the name of the old one
+    # Python looks up __call__ on the class, so the processor temporarily gets a subclass of the same name
     processor.__class__ = type(original.__name__, (original,), {"__call__": call})
     try:
         with replaced(processor.image_processor, preprocess=memo):
@@ -45,11 +42,11 @@ def process_once(processor: ProcessorMixin) -> Iterator[None]:
 
 
 class _ImageMemo:
-    """What an image processor made of its last rows of images, by the images' identity."""
+    """The last outputs of an image processor, by the identity of the images."""
 
     def __init__(self, preprocess: Callable[..., BatchFeature]):
         self.preprocess = preprocess
-        self.layout: dict[str, Any] = {}  # of what was last returned
+        self.layout: dict[str, Any] = {}  # of the last output
         self._kept: dict[Hashable, tuple[Any, BatchFeature]] = {}
 
     def __call__(self, images, *args, return_tensors=None, **kwargs) -> BatchFeature:
@@ -67,11 +64,11 @@ class _ImageMemo:
         key = (tuple(tuple(map(id, row)) for row in rows), repr(sorted(options.items(), key=lambda item: item[0])))
         if key in self._kept:
             _, output = self._kept[key]
-            # what is a tensor without being asked for is the same when asked for
+            # tensors don't depend on return_tensors
             if all(isinstance(value, torch.Tensor) for value in output.values()):
                 return output
         output = self.preprocess(rows, return_tensors=return_tensors, **options)
-        self._kept[key] = (rows, output)  # the images too: an id is taken again after its object
+        self._kept[key] = (rows, output)  # keeps the images: ids are reused after deletion
         return output
 
 
@@ -80,7 +77,7 @@ def _are_rows(images: Any) -> bool:
 
 
 def _distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
-    """Index of the first row of each distinct key, and for every row the number of its key among these."""
+    """Index of the first row of each distinct key, and for every row the index of its key among these."""
     number: dict[Hashable, int] = {}
     firsts: list[int] = []
     for row, key in enumerate(keys):
@@ -94,20 +91,9 @@ def _repeat(
     output: BatchFeature, layout: dict[str, Any], num_images: list[int], index: list[int]
 ) -> BatchFeature | None:
     """
-    Repeats the rows of a processor's output; `None` where an entry's layout is not known.
+    Arrange the output for R distinct rows as `index` says; `None` if the layout of an entry is unknown.
 
-    Args:
-        output (`BatchFeature`):
-            Output for R distinct rows.
-        layout (`dict`):
-            Entries that tell how many patches or tiles an image has.
-        num_images (`list[int]`):
-            Images of each of them.
-        index (`list[int]` of length B):
-            The row that stands at each place.
-
-    Returns:
-        `BatchFeature` or `None`: The same entries for B rows.
+    `layout` has the entries that tell the patches or tiles per image, `num_images` the images of each distinct row.
     """
     rows = len(num_images)
     if len(index) == rows:
@@ -127,7 +113,7 @@ def _repeat(
 
 
 def _row_sizes(key: str, value: Any, layout: dict[str, Any], num_images: list[int]) -> list[int] | None:
-    """How many entries of a value belong to each row."""
+    """Entries of a value per row."""
     if key == "pixel_values" and "image_grid_thw" in layout:
         per_image = layout["image_grid_thw"].prod(-1).tolist()
     elif key == "pixel_values" and "num_patches" in layout:
@@ -143,40 +129,20 @@ def _row_sizes(key: str, value: Any, layout: dict[str, Any], num_images: list[in
 
 
 def check_same_prompts(prompts: Sequence[Any], group_size: int) -> None:
-    """
-    Checks that the rollouts of each group have one prompt.
-
-    Args:
-        prompts (`Sequence`, of length B):
-            Conversations whose image blocks carry their image, or texts.
-        group_size (`int`):
-            Rollouts of a group.
-
-    Raises:
-        `ValueError`: They have not.
-    """
+    """Raise `ValueError` if the B prompts (conversations with images, or texts) differ inside a group."""
     for row, prompt in enumerate(prompts):
         if prompt != prompts[row - row % group_size]:
             raise ValueError(
-                f"Rollout {row % group_size} of group {row // group_size} has a prompt of its own, so that the group "
-                "can't share one; set shared_prefix to off."
+                f"Rollout {row % group_size} of group {row // group_size} has another prompt than rollout 0, so the "
+                "group can't share one; set shared_prefix to off."
             )
 
 
 def repeat_fields(fields: dict[str, Any], num_images: list[int], group_size: int) -> dict[str, Any]:
     """
-    Repeats what the processor made of one prompt a group for each of its rollouts, pixels excepted.
+    Repeat the processor's fields of N prompts for their N·G rollouts, except pixels.
 
-    Args:
-        fields (`dict`):
-            Multimodal fields of N prompts: lists a token, image grids, pixels.
-        num_images (`list[int]` of length N):
-            Images of each prompt.
-        group_size (`int`):
-            Rollouts of a group, G.
-
-    Returns:
-        `dict`: Fields a token and grids for N·G rows, all others as they are.
+    These are lists per token and image grids; `num_images` are the images of each prompt.
     """
     repeated = dict(fields)
     for key in TOKEN_TYPE_KEYS:
