@@ -1,26 +1,21 @@
 # Everything from a fresh clone: each target sets up what it needs first. `make help` lists the targets.
 #
-#   make train ARGS="--max_steps 20"                                    options of examples/train_koniq.py
-#   make train LAUNCH="--num_processes 2"                               options of `accelerate launch`
+#   make train ARGS="--max_steps 20"                                    options of `q-hawkeye train`
+#   make train LAUNCH="--num_processes 2"                               its options that start several processes
 #   make test  ARGS="-k uncertainty -x"                                 options of pytest
 #   make test  PYTHON=python3.12 VENV=.venv-3.12                        another Python, beside the first
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-# Tests on both cores of a small machine; WORKERS=0 runs them in one process, for a debugger.
+LAUNCH ?=
+# Processes that test: both cores of a small machine; WORKERS=0 for a debugger.
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 PROJECT := setup.cfg pyproject.toml constraints.txt src/q_hawkeye_trl/__init__.py
 CODE := src tests examples $(wildcard benchmarks/*.py)
-
-# Without an accelerator: one process on the CPU with all its cores, no question and no config file. With one: accelerate's
-# own choice, all devices of the machine.
-LAUNCH ?= $(shell $(BIN)/python -c "import torch; print('' if torch.accelerator.is_available() else \
-	'--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no ' \
-	f'--num_cpu_threads_per_process {torch.get_num_threads()}')")
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev train test test-unit test-slow test-gpu lint format demo-policy clean
@@ -32,7 +27,7 @@ install: $(VENV)/.installed ## set up .venv for training
 install-dev: $(VENV)/.installed-dev ## set up .venv for development
 
 train: $(VENV)/.installed ## train the bundled policy on the synthetic set, or what ARGS say
-	$(BIN)/accelerate launch $(LAUNCH) examples/train_koniq.py $(ARGS)
+	$(BIN)/q-hawkeye train $(LAUNCH) $(ARGS)
 
 test: $(VENV)/.installed-dev ## the tests of a few minutes, no GPU
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
@@ -55,7 +50,7 @@ format: $(VENV)/.installed-dev ## let ruff rewrite the code
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-demo-policy: $(VENV)/.installed ## make the bundled policy anew
+demo-policy: $(VENV)/.installed ## rebuild the bundled policy
 	$(BIN)/python examples/build_demo_policy.py $(ARGS)
 
 clean: ## remove build outputs and caches; runs/ and .venv stay

@@ -1,12 +1,12 @@
 """
-Memory and speed of `q-hawkeye prepare`: does memory grow with the set, and what does it cost beside decoding alone?
+Memory and speed of `q-hawkeye prepare`, against the size of the set and a loop that only decodes.
 
     python benchmarks/prepare.py
     python benchmarks/prepare.py --sizes 1000 10000 --embed
 
-Writes sets of JPEG images of 512 x 384 in SPAQ's layout into a temporary folder, prepares each in a process of its
-own and prints its peak memory, the ratio of the largest set's to the smallest's, and the images a second beside a
-plain loop that decodes the same files with Pillow.
+Write sets of JPEG images of 512 x 384 in SPAQ's layout into a temporary folder, prepare each in its own process and
+print its peak memory, the ratio of the largest set to the smallest, and the images a second beside a plain loop that
+decodes the same files with Pillow.
 """
 
 import argparse
@@ -41,7 +41,7 @@ print(json.dumps({"labels": read - began, "images": time.perf_counter() - read, 
 
 
 def write_set(root: Path, count: int) -> list[Path]:
-    """Writes `count` images that differ, smooth enough to be like photographs, and SPAQ's label file."""
+    """Write `count` different images, smooth like photographs, and SPAQ's label file."""
     (root / "TestImage").mkdir(parents=True)
     (root / "Annotations").mkdir()
     rng, book = np.random.default_rng(0), Workbook(write_only=True)
@@ -58,7 +58,7 @@ def write_set(root: Path, count: int) -> list[Path]:
 
 
 def decode_all(paths: list[Path]) -> float:
-    """Seconds of a plain loop that decodes every file."""
+    """Return the seconds of a plain loop that decodes every file."""
     began = time.perf_counter()
     for path in paths:
         with Image.open(path) as image:
@@ -68,7 +68,7 @@ def decode_all(paths: list[Path]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000], help="images a set, rising")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000], help="images a set, increasing")
     parser.add_argument("--embed", action="store_true", help="copy the files into the folder")
     arguments = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("datasets", "pyarrow", "pillow"))

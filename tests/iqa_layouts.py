@@ -2,10 +2,11 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from openpyxl import Workbook
 from PIL import Image
 from scipy.io import savemat
@@ -134,3 +135,9 @@ def write_flive(root: Path, rows: Sequence[tuple[str, float]]) -> None:
 def write_metas(path: Path, rows: Sequence[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows))
+
+
+def refused(match: str, function: Callable, *arguments, error: type[Exception] = ValueError, **options) -> None:
+    """Calls a function that must raise an error with a message of that pattern."""
+    with pytest.raises(error, match=match):
+        function(*arguments, **options)

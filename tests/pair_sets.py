@@ -37,7 +37,7 @@ def saved(folder: Path, numbers: range, size: tuple[int, int] = (64, 48)) -> lis
 
 
 def dataset(images: list | int, first: int = 0, **columns: list) -> Dataset:
-    """Rows with these images (pictures, bytes, paths, or so many pictures) and the columns of a prepared set."""
+    """Rows with these images (pictures, bytes or paths, or a number of pictures) and the columns of a prepared set."""
     images = [picture(first + number) for number in range(images)] if isinstance(images, int) else images
     stored = [encoded(image) if isinstance(image, Image.Image) else image for image in images]
     stored = [{"bytes": i, "path": None} if isinstance(i, bytes) else i for i in stored]

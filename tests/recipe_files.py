@@ -35,7 +35,7 @@ class Header(NamedTuple):
     @property
     def training_command(self) -> list[str]:
         """Words of the command that trains."""
-        (command,) = [c for c in self.fields["Command"] if "train_koniq.py" in c or "multi_node" in c][:1]
+        command = next(c for c in self.fields["Command"] if "q-hawkeye train" in c or "multi_node" in c)
         return shlex.split(command)
 
 

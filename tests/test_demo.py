@@ -264,9 +264,9 @@ def test_another_set_is_not_overwritten(tmp_path, options):
 
 def test_a_foreign_folder_is_not_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="no synthetic set"):
+    with pytest.raises(FileExistsError, match="not a synthetic set"):
         _write(tmp_path)
-    with pytest.raises(FileExistsError, match="no synthetic set"):
+    with pytest.raises(FileExistsError, match="not a synthetic set"):
         _write(tmp_path / "thesis.txt")
     assert _contents(tmp_path) == {"thesis.txt": b"precious"}
 

@@ -271,13 +271,13 @@ def test_wrong_labels_and_comparisons_are_told_before_anything_is_scored(prepare
 
     monkeypatch.setattr(HawkeyeScorer, "score_sources", lambda *_, **__: pytest.fail("scored"))
     other = write_scores(tmp_path / "other.csv")
-    with pytest.raises(ValueError, match=r"synthetic: \d+ images are scored by one model only"):
+    with pytest.raises(ValueError, match="synthetic"):
         run("--data", prepared, "--compare", other)
-    with pytest.raises(ValueError, match=r"image_id 'test-0-0\.png' is already in"):
+    with pytest.raises(ValueError, match=r"test-0-0\.png"):
         run("--data", prepared, prepared)
     wrong = DatasetDict.load_from_disk(str(prepared))["test"].map(lambda row: {"mos": row["mos"] * 20})
     wrong.save_to_disk(tmp_path / "wrong")
-    with pytest.raises(ValueError, match=r"12 of 12 values of `mos` are outside \[1, 5\]"):
+    with pytest.raises(ValueError, match=r"12 of 12.*mos"):
         run("--data", tmp_path / "wrong")
 
 
@@ -301,8 +301,8 @@ def test_an_unreadable_image_is_reported_and_the_rest_goes_on(tmp_path):
 
 
 ERRORS = {
-    "nothing": ([], "Name either files of scores"),
-    "both": (["--scores", "{file}", "--data", "x"], "Name either files of scores"),
+    "nothing": ([], "--scores FILE"),
+    "both": (["--scores", "{file}", "--data", "x"], "--scores FILE"),
     "model with scores": (["--scores", "{file}", "--model", "m"], "--scores needs no --model"),
     "out with scores": (["--scores", "{file}", "--out", "o.jsonl"], "--scores needs no --out"),
     "idle options": (
@@ -310,9 +310,9 @@ ERRORS = {
         "--scores needs no --rollouts, --batch-size, --trust-remote-code",
     ),
     "scale with data": (["--data", "d", "--score-range", "0", "1"], "--score-range"),
-    "one output twice": (["--scores", "{file}", "--json", "o", "--html", "./o"], "Two outputs would be written to"),
+    "one output twice": (["--scores", "{file}", "--json", "o", "--html", "./o"], "./o"),
     "unknown preset": (["--scores", "{file}", "--preset", "paper"], "deqa, pyiqa, mr-iqa"),
-    "missing file": (["--scores", "nothing.csv"], "There is no file nothing.csv"),
+    "missing file": (["--scores", "nothing.csv"], "nothing.csv"),
     "missing folder": (["--data", "nowhere"], "nowhere"),
     "existing output": (["--scores", "{file}", "--json", "{file}"], "is not overwritten"),
 }

@@ -135,6 +135,14 @@ def test_lists_of_images_and_images_in_prompts(files):
         assert_uniform(with_uniform_images(rows)[0]["prompt"][0]["content"][0]["image"], arrays["deep"])
 
 
+def test_iterables_are_streams_for_pytorch(files):
+    paths, arrays = files
+    rows = with_uniform_images({"image": path} for path in paths.values())
+    assert isinstance(rows, torch.utils.data.IterableDataset)
+    for row, array in zip(torch.utils.data.DataLoader(rows, batch_size=None), arrays.values(), strict=True):
+        assert_uniform(row["image"], array)
+
+
 def test_other_columns_and_missing_images_are_kept(files):
     paths, _ = files
     rows = table([paths["deep"], None], depth=[opened(paths["deep"])] * 2, mos=[1.0, 2.0])

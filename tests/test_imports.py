@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "wording",
     },
     "__init__": {"trainer", "config", "text", "rewards", "scoring"},
-    "report": {"data", "evaluation", "files", "io", "scoring", "wording"},
+    "report": {"data", "evaluation", "io", "scoring", "wording"},
     "trainer": {"checkpointing", "guards", "hawkeye_method", "shared_prefix"},
     "hawkeye_method": {
         "checks",
@@ -71,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     "degraded_batch": {"data"},
     "rewards": {"objective", "question", "text"},
     "run_facts": {"io"},
-    "demo": {"data", "evaluation", "text"},
+    "demo": {"data", "evaluation", "io", "text"},
     "scoring": {"data", "evaluation", "generation", "io", "question", "text", "wording"},
     "pairs": {"data", "io", "wording"},
     "evaluation": {"data", "generation", "text"},

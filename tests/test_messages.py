@@ -58,9 +58,14 @@ def test_another_number_of_images_than_places_is_refused(images):
         with_images({"prompt": [{"role": "user", "content": [PLACE, PLACE]}], "images": images})
 
 
-def test_images_messages_and_degradations_import_neither_trl_nor_datasets():
-    code = (
-        "import sys, q_hawkeye_trl.data.images, q_hawkeye_trl.data.messages, q_hawkeye_trl.data.degradations;"
-        "print([name for name in ('trl', 'datasets', 'torch', 'transformers') if name in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        ("images messages degradations", ("trl", "datasets", "torch", "transformers")),
+        ("readers preparation mix", ("trl", "torch", "transformers")),
+    ],
+)
+def test_light_modules_import_no_heavy_packages(modules, unwanted):
+    names = ", ".join(f"q_hawkeye_trl.data.{name}" for name in modules.split())
+    code = f"import sys, {names}; print([name for name in {unwanted} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -41,9 +41,9 @@ def test_kill_9_at_random_points_20_times(tmp_path):
     for n, file in enumerate(images):
         picture(n % 50, (160 + n // 50, 120)).save(file, quality=92)
     data = save(tmp_path / "data", dataset(images))
-    with start(data, tmp_path / "whole") as process:
+    with start(data, tmp_path / "reference") as process:
         assert process.wait() == 0
-    whole = files_of(tmp_path / "whole")
+    reference = files_of(tmp_path / "reference")
     rng = random.Random(0)
     out, work, killed, at_work = tmp_path / "out", tmp_path / "out.partial", 0, 0
 
@@ -61,12 +61,12 @@ def test_kill_9_at_random_points_20_times(tmp_path):
                 process.kill()
                 killed += 1
         if out.exists():  # complete, or absent
-            assert files_of(out) == whole
+            assert files_of(out) == reference
             shutil.rmtree(out)
     assert at_work >= 10  # kills hit runs that had done something
     with start(data, out, workers=2) as process:
         assert process.wait() == 0
-    assert files_of(out) == whole
+    assert files_of(out) == reference
     assert not work.exists()
     assert len(load_from_disk(str(out))) == 500
 
@@ -79,7 +79,7 @@ def test_workers_end_with_a_killed_parent_and_a_killed_worker_is_reported(tmp_pa
         workers = children(process.pid)
         process.kill()
         process.wait()
-        wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers), 10)
+        wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
     with start(data, tmp_path / "out", workers=2) as process:
         wait_for(lambda: list(tmp_path.glob("out.partial/data/*.arrow")) or process.poll() is not None)
         spawned = [c for c in children(process.pid) if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
@@ -108,7 +108,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_full_disk_is_reported_and_the_run_resumes_when_there_is_space(tmp_path, small_disk, workers):
     data = save(tmp_path / "data", dataset([picture(n, (160, 120)) for n in range(160)]))
-    make(data, tmp_path / "whole")
+    make(data, tmp_path / "reference")
     out, work = small_disk / "out", small_disk / "out.partial"
     with pytest.raises(OSError, match=r"no space left.*out"):
         make(data, out, workers)
@@ -117,4 +117,4 @@ def test_a_full_disk_is_reported_and_the_run_resumes_when_there_is_space(tmp_pat
     done = list(work.glob("parts/*.parquet"))
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     assert make(data, out, workers).made == 160 - ROWS_PER_CHUNK * len(done)
-    assert files_of(out) == files_of(tmp_path / "whole")
+    assert files_of(out) == files_of(tmp_path / "reference")

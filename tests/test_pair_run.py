@@ -142,13 +142,13 @@ class _Interrupted(Exception):
     pass
 
 
-def _interrupt(*arguments):
+def _interrupt(*arguments, **options):
     raise _Interrupted
 
 
 def test_an_interrupted_run_resumes_at_its_chunk(tmp_path, monkeypatch):
     data = save(tmp_path / "data", dataset(14))
-    make(data, tmp_path / "whole")
+    make(data, tmp_path / "reference")
     original, made = PairMaker.make, []
 
     def stopping(self, row):
@@ -165,7 +165,7 @@ def test_an_interrupted_run_resumes_at_its_chunk(tmp_path, monkeypatch):
     assert make(data, tmp_path / "out").made == 6
     assert made == [*range(10), "stopped", *range(8, 14)]  # two chunks of 4 were done
     assert not (tmp_path / "out.partial").exists()
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
 
 
 def test_an_unfinished_run_with_other_settings_or_data_is_refused(tmp_path, monkeypatch):
@@ -194,7 +194,7 @@ def test_a_finished_folder_is_left_alone(tmp_path):
 def test_a_second_run_only_retries_what_failed_and_ends_as_an_uninterrupted_one(tmp_path):
     files = saved(tmp_path / "images", range(14))
     data = save(tmp_path / "data", dataset(files))
-    make(data, tmp_path / "whole")
+    make(data, tmp_path / "reference")
     hidden = files[9].rename(tmp_path / "hidden.png")
     summary = make(data, tmp_path / "out")
     assert summary.verdicts == {"ok": 13, "error": 1}
@@ -207,7 +207,7 @@ def test_a_second_run_only_retries_what_failed_and_ends_as_an_uninterrupted_one(
     old = load_from_disk(str(tmp_path / "out"))._fingerprint
     summary = make(data, tmp_path / "out")
     assert (summary.made, summary.unfinished) == (4, 0)
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
     assert load_from_disk(str(tmp_path / "out"))._fingerprint != old  # caches of `datasets` must not serve old rows
 
 
@@ -240,20 +240,20 @@ def test_a_view_that_can_not_be_made_loses_one_pair_and_not_the_run(tmp_path):
 @pytest.mark.parametrize("moment", ["write_manifest", "write_split_files", "card_text", "move_folder"])
 def test_a_run_killed_while_it_finishes_resumes(tmp_path, monkeypatch, moment):
     data = save(tmp_path / "data", dataset(6))
-    make(data, tmp_path / "whole")
+    make(data, tmp_path / "reference")
     with monkeypatch.context() as patch:
         patch.setattr(f"q_hawkeye_trl.pairs.pair_run.{moment}", _interrupt)
         with pytest.raises(_Interrupted):
             make(data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert make(data, tmp_path / "out").made == 0  # every chunk was done
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
 
 
 def test_a_second_run_killed_before_its_manifest_is_complete_resumes(tmp_path, monkeypatch):
     files = saved(tmp_path / "images", range(6))
     data = save(tmp_path / "data", dataset(files))
-    make(data, tmp_path / "whole")
+    make(data, tmp_path / "reference")
     hidden = files[5].rename(tmp_path / "hidden.png")
     make(data, tmp_path / "out")
     hidden.rename(files[5])
@@ -263,18 +263,18 @@ def test_a_second_run_killed_before_its_manifest_is_complete_resumes(tmp_path, m
             make(data, tmp_path / "out")
     assert views_of(tmp_path / "out")["5.png"]  # the chunk is there, though not in the manifest yet
     make(data, tmp_path / "out")
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     data = save(tmp_path / "data", dataset(1))
-    make(data, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "out")
+    make(data, tmp_path / "reference")
+    shutil.copytree(tmp_path / "reference", tmp_path / "out")
     (tmp_path / "out" / ".data-00000-of-00001.arrow.77.partial").write_bytes(b"half")
     (tmp_path / "out.partial" / "parts").mkdir(parents=True)  # killed after publishing
     make(data, tmp_path / "out")
     assert not (tmp_path / "out.partial").exists()
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
 
 
 # --- splits ---

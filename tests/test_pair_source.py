@@ -85,8 +85,8 @@ def bomb(width, height):
 def text_bomb():
     """A PNG file whose text is huge when it is decompressed."""
     text = b"Comment\0\0" + zlib.compress(b"x" * 50_000_000, 9)
-    whole = encoded(picture(0))
-    return whole[:33] + chunk(b"zTXt", text) + whole[33:]
+    complete = encoded(picture(0))
+    return complete[:33] + chunk(b"zTXt", text) + complete[33:]
 
 
 BROKEN = {

@@ -55,7 +55,7 @@ def test_a_saved_policy_answers_as_in_memory(tmp_path, family):
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
 def test_a_device_that_is_not_there_is_an_error_that_names_it(device):
-    with pytest.raises(ValueError, match=rf"The device {device} can't be used \(.+\): name another one"):
+    with pytest.raises(ValueError, match=device):
         load_policy(demo_policy_path(), device=device)
 
 
@@ -101,7 +101,7 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("taken", "dangling", "base"):
-        with pytest.raises(FileExistsError, match=rf"{name} exists and nothing is overwritten"):
+        with pytest.raises(FileExistsError, match=str(name)):
             merge_adapter(tmp_path / "adapter", tmp_path / name)
 
 
@@ -115,21 +115,21 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_whole_model_is_not_merged(tmp_path):
-    with pytest.raises(ValueError, match=r"has no adapter_config\.json"):
+    with pytest.raises(ValueError, match="adapter_config"):
         merge_adapter(save_policy("qwen2_5_vl", tmp_path / "base"), tmp_path / "merged")
 
 
 def test_an_adapter_of_another_kind_is_refused(tmp_path):
     PrefixTuningConfig(task_type="CAUSAL_LM", base_model_name_or_path=str(tmp_path)).save_pretrained(tmp_path / "a")
-    with pytest.raises(ValueError, match="only LoRA adapters"):
+    with pytest.raises(ValueError, match="LoRA"):
         adapter_base(tmp_path / "a")
 
 
 def test_missing_folders_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"no model folder {tmp_path}/gone"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/gone"):
         load_policy(tmp_path / "gone")
     adapter("qwen2_5_vl", str(tmp_path / "moved"), tmp_path / "adapter")
-    with pytest.raises(FileNotFoundError, match=r"needs its base model .*moved, which is not there"):
+    with pytest.raises(FileNotFoundError, match="moved"):
         load_policy(tmp_path / "adapter")
 
 
@@ -140,7 +140,7 @@ def test_missing_weights_are_an_error_and_not_random(tmp_path):
     gone = next(name for name in weights if "q_proj.weight" in name)
     del weights[gone]
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks weights of .*q_proj"):
+    with pytest.raises(ValueError, match="q_proj"):
         load_policy(base)
 
 
@@ -151,10 +151,10 @@ def test_an_adapter_that_does_not_fit_is_an_error_and_not_half_there(tmp_path):
     weights = load_file(file)
     gone = next(iter(weights))
     save_file({name: value for name, value in weights.items() if name != gone}, file)
-    with pytest.raises(ValueError, match="does not fit its base"):
+    with pytest.raises(ValueError, match="base"):
         load_policy(tmp_path / "adapter")
     save_file({name: torch.zeros(3, 3) for name in weights}, file)
-    with pytest.raises(ValueError, match="can't be laid over"):
+    with pytest.raises(ValueError, match="base"):
         load_policy(tmp_path / "adapter")
 
 
@@ -162,9 +162,9 @@ def test_damaged_files_are_named(tmp_path):
     base = save_policy("qwen2_5_vl", tmp_path / "base")
     file = tmp_path / "base" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(OSError, match=f"The model {base} can't be loaded"):
+    with pytest.raises(OSError, match=str(base)):
         load_policy(base)
-    with pytest.raises(OSError, match="The model no-such-model can't be loaded"):
+    with pytest.raises(OSError, match="no-such-model"):
         load_policy("no-such-model")
 
 
@@ -186,7 +186,7 @@ def test_dtypes(tmp_path, dtype, expected):
 
 def test_an_unknown_dtype_is_an_error(tmp_path):
     base = save_policy("qwen2_5_vl", tmp_path / "base")
-    with pytest.raises(ValueError, match="Unknown dtype 'int4': expected one of auto, float32"):
+    with pytest.raises(ValueError, match="int4"):
         load_policy(base, dtype="int4")
 
 

@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from datasets import load_from_disk
 from PIL import Image
 
-from iqa_layouts import csiq_image, write_csiq, write_image, write_images, write_kadid, write_rows, write_spaq
+from iqa_layouts import csiq_image, refused, write_csiq, write_image, write_images, write_kadid, write_rows, write_spaq
 from q_hawkeye_trl.data.degradations import pixel_hash
 from q_hawkeye_trl.data.folder import check_rows, load_folder
 from q_hawkeye_trl.data.images import load_image
@@ -79,7 +79,7 @@ def test_the_trainer_s_loader_accepts_the_folder(kadid, tmp_path):
     assert dataset[0]["prompt"][0]["role"] == "user"
 
 
-def test_no_reference_stands_in_two_splits_and_the_seed_decides_which(kadid, tmp_path):
+def test_each_reference_is_in_one_split_drawn_by_the_seed(kadid, tmp_path):
     splits = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         _kadid(kadid, tmp_path / name, seed=seed)
@@ -100,8 +100,8 @@ def test_references_of_the_same_pixels_are_one(kadid, tmp_path):
     assert "There are too few groups for all splits: validation, test got none." in result.notes
 
 
-def test_a_missing_reference_image_is_told_apart_from_a_missing_image(kadid, tmp_path):
-    (kadid / "images" / "I01.png").write_text("no image")
+def test_an_unreadable_reference_is_a_note_not_a_fault(kadid, tmp_path):
+    (kadid / "images" / "I01.png").write_text("not an image")
     result = _kadid(kadid, tmp_path / "out")
     assert any("1 references can't be read (I01.png)" in note for note in result.notes)
 
@@ -142,7 +142,7 @@ def test_the_card_says_counts_ranges_rules_versions_and_hashes(kadid, tmp_path):
 
 def test_faults_stop_before_anything_is_written_and_are_listed(kadid, tmp_path):
     (kadid / "images" / NAMES[0]).unlink()
-    (kadid / "images" / NAMES[1]).write_text("no image")
+    (kadid / "images" / NAMES[1]).write_text("not an image")
     with pytest.raises(ValueError, match="--allow-missing 1 --allow-unreadable 1") as error:
         _kadid(kadid, tmp_path / "out")
     assert NAMES[0] in str(error.value)
@@ -165,11 +165,10 @@ def test_missing_images_change_neither_the_scale_nor_the_splits_of_the_others(ka
     assert _rows(tmp_path / "part") == {name: whole[name] for name in NAMES[2:]}
 
 
-def test_rows_without_a_score_are_left_out_only_when_permitted(tmp_path):
+def test_rows_without_a_score_are_dropped_only_if_permitted(tmp_path):
     write_spaq(tmp_path / "spaq", [("a.jpg", 10.0), ("b.jpg", None), ("c.jpg", 20.0), ("d.jpg", 30.0)])
     write_images(tmp_path / "spaq" / "TestImage", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
-    with pytest.raises(ValueError, match=r"1 .*unscored.*\n.*b\.jpg"):
-        prepare(READERS["spaq"](tmp_path / "spaq"), tmp_path / "out")
+    refused(r"1 .*unscored.*\n.*b\.jpg", prepare, READERS["spaq"](tmp_path / "spaq"), tmp_path / "out")
     prepare(READERS["spaq"](tmp_path / "spaq"), tmp_path / "out", allowed={"unscored": 1})
     assert set(_rows(tmp_path / "out")) == {"a.jpg", "c.jpg", "d.jpg"}
 
@@ -197,8 +196,7 @@ def test_the_same_pixels_in_two_given_splits_are_leakage(tmp_path):
     write_images(tmp_path, ["a.png", "b.png"])
     load_image(tmp_path / "a.png").save(tmp_path / "copy of a.bmp")  # another file and format
     labels = _table(tmp_path, rows)
-    with pytest.raises(ValueError, match=r"1 .*leakage.*\n.*copy of a\.bmp \(test\)"):
-        prepare(labels, tmp_path / "out")
+    refused(r"1 .*leakage.*\n.*copy of a\.bmp \(test\)", prepare, labels, tmp_path / "out")
     result = prepare(labels, tmp_path / "out", allowed={"leakage": 1})
     assert [split["rows"] for split in result.splits.values()] == [1, 1, 2]  # nothing is dropped
 
@@ -206,8 +204,7 @@ def test_the_same_pixels_in_two_given_splits_are_leakage(tmp_path):
 def test_a_reference_in_two_given_splits_is_said(tmp_path):
     write_images(tmp_path, ["a.png", "b.png"])
     labels = _table(tmp_path, [("a.png", 2, "train", "r"), ("b.png", 3, "test", "r")])
-    with pytest.raises(ValueError, match="--allow-shared-reference 1"):
-        prepare(labels, tmp_path / "out")
+    refused("--allow-shared-reference 1", prepare, labels, tmp_path / "out")
     prepare(labels, tmp_path / "out", allowed={"shared-reference": 1})
 
 
@@ -231,15 +228,14 @@ def test_links_out_of_the_folder_are_reported_and_followed_only_when_permitted(k
     outside = tmp_path / "elsewhere.png"
     (kadid / "images" / NAMES[0]).rename(outside)
     (kadid / "images" / NAMES[0]).symlink_to(outside)
-    with pytest.raises(ValueError, match=rf"1 .*outside.*\n.*{NAMES[0]}: it leads to .*elsewhere"):
-        _kadid(kadid, tmp_path / "out")
+    refused(rf"1 .*outside.*\n.*{NAMES[0]}: it leads to .*elsewhere", _kadid, kadid, tmp_path / "out")
     _kadid(kadid, tmp_path / "out", allowed={"outside": 1})
     assert NAMES[0] not in _rows(tmp_path / "out")
     _kadid(kadid, tmp_path / "all", follow_links=True)
     assert _rows(tmp_path / "all")[NAMES[0]][1]["image_hash"] == pixel_hash(load_image(outside))
 
 
-def test_csiq_is_turned_round_in_the_result(tmp_path):
+def test_csiq_is_reversed_in_the_result(tmp_path):
     rows = [(f"{image}.BLUR.{level}.png", level / 5, 0.1) for image in (1600, "lake", "log") for level in range(1, 6)]
     write_csiq(tmp_path / "csiq", rows)
     for number, (name, _, _) in enumerate(rows):
@@ -254,8 +250,7 @@ def test_csiq_is_turned_round_in_the_result(tmp_path):
 def test_nothing_is_overwritten(kadid, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="out is not empty"):
-        _kadid(kadid, tmp_path / "out")
+    refused("out is not empty", _kadid, kadid, tmp_path / "out", error=FileExistsError)
     assert os.listdir(tmp_path / "out") == ["mine.txt"]
     (tmp_path / "out" / "mine.txt").unlink()
     _kadid(kadid, tmp_path / "out")  # an empty folder is fine
@@ -269,11 +264,9 @@ def test_the_same_command_twice_does_nothing_and_another_is_refused(kadid, tmp_p
     assert not first.existed
     assert again.splits == first.splits
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == stamps
-    with pytest.raises(FileExistsError, match="made with another seed"):
-        _kadid(kadid, tmp_path / "out", seed=1)
+    refused("made with another seed", _kadid, kadid, tmp_path / "out", seed=1, error=FileExistsError)
     (kadid / "dmos.csv").write_text((kadid / "dmos.csv").read_text().replace("0.25", "0.36", 1))
-    with pytest.raises(FileExistsError, match="made with another labels, rows"):
-        _kadid(kadid, tmp_path / "out")
+    refused("made with another labels, rows", _kadid, kadid, tmp_path / "out", error=FileExistsError)
 
 
 def test_options_of_a_reader_make_another_command(tmp_path):
@@ -292,36 +285,31 @@ def test_options_of_a_reader_make_another_command(tmp_path):
     prepare(read(), tmp_path / "out")
     assert prepare(read(), tmp_path / "out").existed
     for other in (read(image="other"), read(pattern="^(a[0-9])")):
-        with pytest.raises(FileExistsError, match="made with another rows"):
-            prepare(other, tmp_path / "out")
+        refused("made with another rows", prepare, other, tmp_path / "out", error=FileExistsError)
 
 
-def test_a_stricter_command_is_not_content_with_what_a_laxer_one_made(kadid, tmp_path):
+def test_a_stricter_command_refuses_what_a_laxer_one_made(kadid, tmp_path):
     (kadid / "images" / NAMES[0]).unlink()
     _kadid(kadid, tmp_path / "out", allowed={"missing": 1})
     assert _kadid(kadid, tmp_path / "out", allowed={"missing": 1}).existed
-    with pytest.raises(FileExistsError, match="does not permit \\(1 missing"):
-        _kadid(kadid, tmp_path / "out")
+    refused("does not permit \\(1 missing", _kadid, kadid, tmp_path / "out", error=FileExistsError)
 
 
-def test_a_record_of_another_program_is_no_record_of_ours(kadid, tmp_path):
+def test_a_record_of_another_program_is_not_ours(kadid, tmp_path):
     (tmp_path / "out").mkdir()
     for text in ("[]", "{}", '{"request": 3}', "{"):
         (tmp_path / "out" / "prepare.json").write_text(text)
-        with pytest.raises(FileExistsError, match="is not empty"):
-            _kadid(kadid, tmp_path / "out")
+        refused("is not empty", _kadid, kadid, tmp_path / "out", error=FileExistsError)
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError, match="file is a file"):
-        _kadid(kadid, tmp_path / "file")
+    refused("file is a file", _kadid, kadid, tmp_path / "file", error=FileExistsError)
 
 
-def test_the_result_does_not_lie_in_the_folder_of_the_labels(tmp_path):
+def test_a_result_inside_the_folder_of_the_labels_is_refused(tmp_path):
     root = tmp_path / "mine"
     write_rows(root / "data" / "train.csv", ["image", "mos"], [("1.png", 1), ("2.png", 2)])
     write_images(root, ["1.png", "2.png"])
     labels = READERS["table"](root, labels="data", direction="higher", ends=(1, 5), name="mine")
-    with pytest.raises(ValueError, match=r"data, which is only read"):
-        prepare(labels, root / "data" / "out")
+    refused(r"data, which is only read", prepare, labels, root / "data" / "out")
     assert os.listdir(root / "data") == ["train.csv"]
     prepare(labels, root / "out")  # beside the images is fine
 
@@ -332,7 +320,7 @@ def test_one_run_at_a_time(kadid, tmp_path):
     _kadid(kadid, tmp_path / "out")
 
 
-def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(kadid, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(kadid, tmp_path, monkeypatch):
     _kadid(kadid, tmp_path / "whole", embed=True)
     for limit in (3, 20, 45):
         seen = []
@@ -371,8 +359,7 @@ def test_shards_of_a_stopped_run_are_kept(kadid, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "_SHARD_ROWS", {True: 4, False: 4})
     monkeypatch.setattr(module, "read_image_file", read)
-    with pytest.raises(OSError, match=r"no space left for .*out\.partial"):
-        _kadid(kadid, tmp_path / "out", embed=True)
+    refused(r"no space left for .*out\.partial", _kadid, kadid, tmp_path / "out", embed=True, error=OSError)
     assert not (tmp_path / "out").exists()
     written.clear()
     monkeypatch.setattr(
@@ -407,13 +394,11 @@ def test_images_of_a_table_are_embedded_whatever_was_asked(tmp_path, monkeypatch
 def test_nothing_usable_is_an_error_that_names_the_folder(kadid, tmp_path):
     shutil.rmtree(kadid / "images")
     (kadid / "images").mkdir()
-    with pytest.raises(ValueError, match=r"40 missing.*images"):
-        _kadid(kadid, tmp_path / "out", allowed={"missing": 100})
+    refused(r"40 missing.*images", _kadid, kadid, tmp_path / "out", allowed={"missing": 100})
 
 
 def test_unknown_permissions_are_refused(kadid, tmp_path):
-    with pytest.raises(ValueError, match="Unknown faults gone"):
-        _kadid(kadid, tmp_path / "out", allowed={"gone": 1})
+    refused("Unknown faults gone", _kadid, kadid, tmp_path / "out", allowed={"gone": 1})
 
 
 def test_the_record_names_what_was_asked(kadid, tmp_path):

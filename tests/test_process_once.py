@@ -10,7 +10,7 @@ from datasets import Dataset, Image
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
 from q_hawkeye_trl.data.image_columns import DecodeOnce
-from q_hawkeye_trl.generation.replaced import replaced
+from q_hawkeye_trl.generation.prefill import replaced
 from q_hawkeye_trl.shared_prefix.processing import check_same_prompts, process_once
 from q_hawkeye_trl.text import quality_messages
 from tiny_models import FAMILIES, tiny_image, tiny_policy

@@ -3,15 +3,16 @@
 import dataclasses
 import re
 import shlex
+from itertools import pairwise
 
 import pytest
 import yaml
-from accelerate.commands.launch import launch_command_parser
 from trl.scripts.vllm_serve import ScriptArguments as ServerArguments
 
 from q_hawkeye_trl.demo.synthetic import UNSEEN_KINDS
 from q_hawkeye_trl.memory import GIB, MODELS, estimate, setup_of
 from q_hawkeye_trl.train.arguments import parse_arguments
+from q_hawkeye_trl.train.recipes import find_recipe
 from recipe_files import (
     ACCELERATE,
     FIELDS,
@@ -78,7 +79,7 @@ def test_the_header_is_complete(path):
 
 
 def check_training_options(words: list[str]) -> None:
-    options = {*script_options(), "config", "base"}
+    options = {*script_options(), "config", "base", "accelerate_config", "num_processes"}
     for word in words:
         if word.startswith("--"):
             assert word.removeprefix("--") in options, word
@@ -90,14 +91,14 @@ def test_the_commands_are_right(path):
         words = shlex.split(command)
         while "=" in words[0]:  # environment
             words = words[1:]
-        for option in ("--config", "--config_file"):
-            if option in words:
-                assert (ROOT / words[words.index(option) + 1]).is_file(), command
-        if words[:2] == ["accelerate", "launch"]:
-            parsed = launch_command_parser().parse_args(words[2:])  # ends the test on an unknown option
-            assert parsed.training_script == "examples/train_koniq.py"
-            check_training_options(parsed.training_script_args)
-        elif words[0] in ("torchrun", "sbatch", "bash"):
+        for word, value in pairwise(words):
+            if word == "--config":
+                find_recipe(value)
+            elif word == "--accelerate_config":
+                find_recipe(value, "accelerate")
+        if words[:2] == ["q-hawkeye", "train"]:
+            check_training_options(words[2:])
+        elif words[0] in ("sbatch", "bash"):
             script = next(n for n, word in enumerate(words) if (ROOT / word).is_file())
             check_training_options(words[script + 1 :])
         elif words[0] == "trl":
@@ -114,7 +115,7 @@ def test_the_command_names_the_recipe_itself(path):
     if path == DEMO:
         assert "--config" not in words  # the default
     else:
-        assert FOLDER / name_of(path) == ROOT / words[words.index("--config") + 1]
+        assert path.samefile(find_recipe(words[words.index("--config") + 1]))
 
 
 def test_q_hawkeye_commands_of_headers_run(tmp_path, monkeypatch, capsys):
@@ -128,7 +129,7 @@ def test_q_hawkeye_commands_of_headers_run(tmp_path, monkeypatch, capsys):
     write_images(kadid, sorted(path.name for path in kadid.iterdir()), first=3000)
     monkeypatch.chdir(tmp_path)
     commands = header_of(FOLDER / "koniq" / "qwen2_5_vl_7b_mix.yaml").fields["Command"]
-    commands = [shlex.split(command)[1:] for command in commands if command.startswith("q-hawkeye")]
+    commands = [shlex.split(command)[1:] for command in commands if not command.startswith("q-hawkeye train")]
     assert [words[0] for words in commands] == ["prepare", "prepare", "prepare", "pair"]
     for words in commands:
         status, _, error = run_cli(monkeypatch, capsys, *words)
@@ -148,8 +149,8 @@ def test_the_memory_is_that_of_the_formula(path):
     if "by the formula" not in memory:
         assert path.parent.name in ("ablations", "demo") or path in LAUNCHERS or "cpu" in path.name
         return
-    config = ROOT / words[words.index("--config_file") + 1]
-    recipe = resolved(ROOT / words[words.index("--config") + 1])
+    config = find_recipe(words[words.index("--accelerate_config") + 1], "accelerate")
+    recipe = resolved(find_recipe(words[words.index("--config") + 1]))
     accelerate = yaml.safe_load(config.read_text())
     needed = estimate(MODELS[recipe["model_name_or_path"]], setup_of(recipe, accelerate))
     assert memory.startswith(f"{needed.total / GIB:.1f} GiB a GPU by the formula")

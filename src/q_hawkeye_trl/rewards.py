@@ -1,9 +1,9 @@
 """
-Reward functions in TRL's signature, all of them on the one parser of `text.py`.
+Reward functions in TRL's signature.
 
-`accuracy` + `format` are the paper's reward, `repetition` is its release's; `threshold` (Q-Insight), `rank`
-(VisualQuality-R1) and `margin` (MR-IQA) are the peers' accuracy rewards, to compare with. The label is the column
-`mos`, on the scale that the scores are on.
+`accuracy` + `format` are the paper's reward, `repetition` is from its release; `threshold` (Q-Insight), `rank`
+(VisualQuality-R1) and `margin` (MR-IQA) are accuracy rewards of other papers. The label is the column `mos`, on the
+scale of the scores. [`HawkeyeGRPOTrainer`] gives them the scale and parser of its config.
 """
 
 import functools
@@ -27,20 +27,20 @@ _FORMAT_REWARD = 0.8
 _REPEATS_ALLOWED = 5
 _REPETITION_PENALTY = 0.25
 _REPETITION_FLOOR = -2.0
-# Keyword arguments that TRL or the dataset supplies: no parameters to configure.
+# Keyword arguments that TRL or the dataset supplies: not parameters to configure.
 _SUPPLIED = ("log_metric", "image_id", "dataset", "mos_std")
 
 
 def _checked_mos(mos: Sequence, score_min: float, score_max: float, image_ids: Sequence | None) -> list[float]:
-    """The labels as floats; one that is missing or out of the range is an error, never clamped."""
+    """The labels as floats; a missing one, or one outside the scale, is an error and never clamped."""
     checked = []
     for row, value in enumerate(mos):
         label = math.nan if value is None else float(value)
         if not score_min <= label <= score_max:
             name = f"row {row}" if image_ids is None else f"row {row} (image_id {image_ids[row]!r})"
             raise ValueError(
-                f"The MOS of {name} is {value!r}, not a number in [{score_min:g}, {score_max:g}]. Rescale the labels "
-                "when the data set is prepared."
+                f"mos of {name} is {value!r}, expected a number in [{score_min:g}, {score_max:g}]; rescale them, "
+                "or set score_min and score_max to their scale."
             )
         checked.append(label)
     return checked
@@ -73,9 +73,9 @@ def accuracy_reward(
     **kwargs,
 ) -> list[float]:
     """
-    exp(-|s - y|/tau) for the stated score s and the MOS y.
+    Reward the stated score s by exp(-|s - y|/tau), with the MOS y.
 
-    Logs `rewards/out_of_range_share`: the share of all completions whose score lay outside the range.
+    Logs `rewards/out_of_range_share`, the share of all completions with a score outside the scale.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`, length B):
@@ -83,20 +83,20 @@ def accuracy_reward(
         mos (`list[float]`, length B):
             MOS in [`score_min`, `score_max`], never clamped.
         tau (`float`, *optional*, defaults to `0.30`):
-            Error (in points of the scale) at which the reward has fallen to 1/e, positive.
+            Error, in points of the scale, at which the reward is 1/e; positive.
         score_min (`float`, *optional*, defaults to `1.0`):
-            Lowest score of the scale. Stated scores are clamped to the range.
+            Lower end of the scale. Stated scores are clamped to it.
         score_max (`float`, *optional*, defaults to `5.0`):
-            Highest score of the scale.
+            Upper end of the scale.
         score_fn (`Callable`, *optional*, defaults to [`parse_score`]):
-            Reads the score from the text of a completion, `None` where there is none.
+            Reads the score of a completion, `None` for no score.
         log_metric (`Callable`, *optional*):
             TRL's logger of scalar metrics.
         image_id (`list`, length B, *optional*):
             Names of the images, for error messages.
 
     Returns:
-        `list[float]` of length B: Rewards in [0, 1], 0 where no score parses.
+        `list[float]` of length B: Rewards in [0, 1], 0 if no score parses.
 
     Raises:
         `ValueError`: A MOS that is missing or out of range, or `tau` not positive.
@@ -118,7 +118,7 @@ def accuracy_reward(
 
 def format_reward(completions: Completions, mos: Sequence[float] | None = None, **kwargs) -> list[float]:
     """
-    0.8 for one `<think>…</think>` followed by one `<answer>number</answer>` and nothing else, otherwise 0.
+    Reward the form: 0.8 for one `<think>…</think>`, then one `<answer>number</answer>` and nothing else, otherwise 0.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`, length B):
@@ -136,14 +136,15 @@ def format_reward(completions: Completions, mos: Sequence[float] | None = None, 
 
 def repetition_reward(completions: Completions, mos: Sequence[float] | None = None, **kwargs) -> list[float]:
     """
-    -0.25 for each occurrence of a word, and of a character, that stands more than 5 times in the answer text; at least
-    -2. Every occurrence counts, the first ones included, and words and characters add up: six times "ab", parted by
-    spaces, is past the floor with 6 words and 12 letters; "1.000000" has six zeros and gets -1.5.
+    Punish repetition in the answer: -0.25 for each occurrence of a word or character that occurs more than 5 times.
 
-    Punctuation is stripped and white space trimmed at both ends before counting. White space inside counts as a
-    character; words are what it separates. Case matters. Without a closed answer the reward is 0: the release counts
-    the characters of the whole text there, which gives -2 to any unfinished answer. The release also cuts words at
-    single spaces, so that a run of spaces makes empty words; ours does not.
+    The floor is -2. Every occurrence counts, and words and characters add up: "ab" six times, separated by spaces, is
+    beyond the floor with 6 words and 12 letters; "1.000000" has six zeros and gets -1.5.
+
+    Punctuation is removed and white space at both ends is trimmed before counting. White space inside separates words
+    and counts as a character. Case matters. Without a closed answer the reward is 0; the release counts the characters
+    of the whole text instead, which gives -2 to any unfinished answer. The release also splits words at single spaces,
+    so that several spaces make empty words; this reward does not.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`, length B):
@@ -180,17 +181,16 @@ def threshold_reward(
     **kwargs,
 ) -> list[float]:
     """
-    1 where the stated score is less than `threshold` away from the MOS, otherwise 0. The score is compared as it
-    stands, not clamped to the range.
+    Reward 1 if the stated score, not clamped, differs from the MOS by less than `threshold`, otherwise 0.
 
     Args:
         completions, mos, score_min, score_max, score_fn, image_id:
             As in [`accuracy_reward`].
         threshold (`float`, *optional*, defaults to `0.35`):
-            Largest error (in points of the scale, exclusive) that is rewarded, positive.
+            Largest error that is rewarded (exclusive), in points of the scale; positive.
 
     Returns:
-        `list[float]` of length B: 1 or 0; 0 where no score parses.
+        `list[float]` of length B: 1 or 0; 0 if no score parses.
 
     Raises:
         `ValueError`: A MOS that is missing or out of range, or `threshold` not positive.
@@ -207,7 +207,7 @@ def threshold_reward(
 
 
 def _gather_rows(rows: list[tuple]) -> tuple[list[tuple], slice]:
-    """The rows of all ranks and where the own ones stand. Every rank must call it, with rows or without."""
+    """The rows of all ranks and the slice of this rank's own. Every rank must call it, even without rows."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return rows, slice(0, len(rows))
     gathered: list[list[tuple]] = [[]] * torch.distributed.get_world_size()
@@ -226,13 +226,11 @@ def _compare_globally(
     score_range: tuple[float, float],
     score_fn: ScoreFunction,
 ) -> list[float]:
-    """
-    Calls `compare(scores, mos, image_ids, datasets, mos_stds)` with the rows of all ranks, returns the local rewards.
-    """
+    """Call `compare(scores, mos, image_ids, datasets, mos_stds)` with the rows of all ranks; return the local part."""
     if image_id is None:
         raise ValueError(
-            "Rank and margin rewards compare images and need the column `image_id`: add it to the dataset, one value "
-            "per image, unique within its data set (`dataset` column). It must reach the trainer unchanged."
+            "Rank and margin rewards compare images and need the column `image_id`: add it to the dataset, with one "
+            "value for each image, unique within its data set (`dataset` column)."
         )
     scores = [_clamp(score, *score_range) for score in _read_scores(completions, score_fn)]
     empty = [None] * len(scores)
@@ -240,7 +238,7 @@ def _compare_globally(
     rows, local = _gather_rows(list(zip(*columns, strict=True)))
     if not rows:
         return []
-    # Checked after the gathering, so that all ranks raise alike and none is left waiting for the others.
+    # checked after gathering, so that every rank raises and none waits for the others
     scores, mos, image_ids, datasets, mos_stds = (list(column) for column in zip(*rows, strict=True))
     if None in image_ids:
         raise ValueError(f"Row {image_ids.index(None)} of the global batch has no `image_id`.")
@@ -260,20 +258,21 @@ def rank_reward(
     **kwargs,
 ) -> list[float]:
     """
-    How far each rollout orders its image among all images of the global batch as the MOS does: [`rank_rewards`] on the
-    scores of all ranks. Every rank must call it.
+    Reward a rollout that ranks its image among the images of the global batch as the MOS does.
+
+    It is [`rank_rewards`] on the scores of all ranks. Every rank must call it.
 
     Args:
         completions, mos, score_min, score_max, score_fn:
-            As in [`accuracy_reward`]. Scores are clamped to the range, so that one absurd score cannot move the means
-            and variances that other images are compared with.
+            As in [`accuracy_reward`]. Scores are clamped to the scale: an outlier would move the means and variances
+            that other images are compared with.
         image_id (`list`, length B):
             Names of the images, by which the rollouts are grouped.
         dataset (`list`, length B, *optional*):
             Data set of each row; only images of one data set are compared.
 
     Returns:
-        `list[float]` of length B: Rewards in [0, 1]; 0 where no score parses or there is nobody to compare with.
+        `list[float]` of length B: Rewards in [0, 1]; 0 if no score parses or there is no image to compare with.
 
     Raises:
         `ValueError`: No `image_id`, a MOS that is missing or out of range, or one image with different MOS.
@@ -302,8 +301,9 @@ def margin_reward(
     **kwargs,
 ) -> list[float]:
     """
-    How far each rollout's distance to the other images of the global batch is that of the MOS: [`margin_rewards`] on
-    the scores of all ranks. Every rank must call it.
+    Reward a rollout whose distances to the other images of the global batch are those of the MOS.
+
+    It is [`margin_rewards`] on the scores of all ranks. Every rank must call it.
 
     Args:
         completions, mos, score_min, score_max, score_fn, image_id, dataset:
@@ -311,12 +311,12 @@ def margin_reward(
         sigma (`float`, *optional*, defaults to `1.0`):
             Tolerance in points of the scale, positive.
         use_mos_std (`bool`, *optional*, defaults to `False`):
-            Whether sqrt(std_i² + std_z²) from the column `mos_std` takes the place of `sigma`.
+            Whether to use sqrt(std_i² + std_z²) from the column `mos_std` in place of `sigma`.
         mos_std (`list[float]`, length B, *optional*):
             Standard deviation of the opinions, in points of the scale, positive. Read with `use_mos_std` only.
 
     Returns:
-        `list[float]` of length B: Rewards in [0, 1]; 0 where no score parses or there is nobody to compare with.
+        `list[float]` of length B: Rewards in [0, 1]; 0 if no score parses or there is no image to compare with.
 
     Raises:
         `ValueError`: As in [`rank_reward`]; also `sigma` not positive, or `use_mos_std` without usable `mos_std`.
@@ -341,12 +341,12 @@ REWARDS: dict[str, Callable[..., list[float]]] = {
     "rank": rank_reward,
     "margin": margin_reward,
 }
-"""Reward functions by the name that recipes use."""
+"""Reward functions by their names in recipes."""
 
 
 def configure_reward(reward: Callable[..., list[float]], **parameters) -> Callable[..., list[float]]:
     """
-    Binds parameters to a reward function. The result keeps its name, under which TRL logs it, and can be pickled.
+    Bind parameters to a reward function. The result keeps the name under which TRL logs it, and can be pickled.
 
     Args:
         reward (`Callable`):
@@ -358,7 +358,7 @@ def configure_reward(reward: Callable[..., list[float]], **parameters) -> Callab
         `Callable`: The reward function with the parameters bound.
 
     Raises:
-        `ValueError`: A parameter that the reward does not have.
+        `ValueError`: The reward has no such parameter.
     """
     arguments = inspect.signature(reward).parameters.values()
     known = [arg.name for arg in arguments if arg.kind is arg.KEYWORD_ONLY and arg.name not in _SUPPLIED]
@@ -394,7 +394,7 @@ def bind_question(reward: Any, question: Question, score_fn: ScoreFunction) -> A
 
 def get_reward(name: str, **parameters) -> Callable[..., list[float]]:
     """
-    Returns the reward function of that name, with parameters bound.
+    Return the reward function of a name, with parameters bound.
 
     Args:
         name (`str`):

@@ -6,7 +6,6 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import torch.utils.data
 from datasets import Features, Image, IterableDataset, LargeList, List, Value
 from datasets.fingerprint import update_fingerprint
 from datasets.utils.file_utils import is_local_path
@@ -23,18 +22,18 @@ def with_uniform_images(dataset: Any) -> Any:
     Return a dataset whose images are upright RGB, as [`~data.images.load_image`] decodes them.
 
     It covers the columns `image`, `images`, `degraded_image` and `degraded_images` and the image blocks of `prompt`,
-    whether they hold files, bytes or decoded images. A format or transform of the dataset stays in effect, and what a
-    transform returns is converted too. Nothing is decoded or copied before a row is read. Calling it twice is the
-    same as once.
+    whether they hold files, bytes or decoded images. A format or transform of the dataset stays in effect; the images
+    that a transform returns are converted too. Nothing is decoded or copied before a row is read. A second call does
+    nothing more.
 
     Args:
         dataset (`Dataset`, `IterableDataset`, a dict of them, another iterable of rows, or `None`):
             Rows of any source.
 
     Returns:
-        The same kind of dataset; of other iterables a PyTorch dataset over them. Reading a row raises `ValueError` or
-        `FileNotFoundError` for an image that can't be decoded; the message names the column, and the row where the
-        reader knows it ([`read_rows`], [`DecodeOnce`]).
+        The same kind of dataset; for other iterables a PyTorch dataset over them. Reading a row raises `ValueError` or
+        `FileNotFoundError` for an image that can't be decoded; the message names the column, the file, and the row if
+        it is known (through [`read_rows`] and [`DecodeOnce`]).
     """
     if dataset is None or isinstance(dataset, str | _Rows | _Stream):
         return dataset
@@ -46,6 +45,9 @@ def with_uniform_images(dataset: Any) -> Any:
         return _uniform_stream(dataset)
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         return _Rows(dataset)
+    import torch.utils.data  # takes seconds, and labels are read without it
+
+    torch.utils.data.IterableDataset.register(_Stream)
     return _Stream(dataset)
 
 
@@ -87,7 +89,7 @@ class UniformImage(Image):
         return image if self.mode in (None, "RGB") else to_rgb(image.convert(self.mode))
 
 
-class DecodeOnce(torch.utils.data.Dataset):
+class DecodeOnce:
     """
     A dataset that reads the distinct rows of a batch once, and not at all if the previous batch had them. TRL repeats
     each prompt for its rollouts, and each generation batch for its micro-steps.
@@ -136,7 +138,7 @@ class _Transform:
         }
 
 
-class _Rows(torch.utils.data.Dataset):
+class _Rows:
     """Rows by index, of a list or a PyTorch dataset."""
 
     def __init__(self, rows: Any):
@@ -154,7 +156,7 @@ class _Rows(torch.utils.data.Dataset):
         return _uniform_row(self.rows[index], index)
 
 
-class _Stream(torch.utils.data.IterableDataset):
+class _Stream:
     """Rows in order, of a generator or a PyTorch dataset."""
 
     def __init__(self, rows: Any):

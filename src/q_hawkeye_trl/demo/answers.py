@@ -16,19 +16,8 @@ single raters said and not their mean, so that it samples as widely as raters di
 
 
 def rater_score(quality: float, rng: np.random.Generator) -> float:
-    """
-    Draws the score of one rater: normal about the true quality, truncated to [1, 5] (clipping would pile up answers of
-    exactly 1.00 and 5.00).
-
-    Args:
-        quality (`float`):
-            True quality in [1, 5].
-        rng (`np.random.Generator`):
-            Source of the draw.
-
-    Returns:
-        `float`: In [1, 5], with two decimals.
-    """
+    """Draw a rater's score with two decimals: normal about the true quality, truncated to [1, 5], since clipping would
+    pile up answers of exactly 1.00 and 5.00."""
     while True:
         score = quality + ANSWER_STD * rng.standard_normal()
         if 1 <= score <= 5:
@@ -36,17 +25,6 @@ def rater_score(quality: float, rng: np.random.Generator) -> float:
 
 
 def answer(kind: str, score: float) -> str:
-    """
-    Writes an answer whose words and number agree.
-
-    Args:
-        kind (`str`):
-            Kind of distortion, a key of `KIND_NAMES`.
-        score (`float`):
-            Score in [1, 5].
-
-    Returns:
-        `str`: Like `<think>severe blur</think><answer>1.40</answer>`.
-    """
+    """Write an answer whose words and number agree, like `<think>severe blur</think><answer>1.40</answer>`."""
     level = LEVELS[min(int((score - 1) / 0.8), 4)]
     return f"<think>{level} {KIND_NAMES[kind]}</think><answer>{score:.2f}</answer>"

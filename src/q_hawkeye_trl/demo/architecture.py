@@ -1,8 +1,8 @@
 """
 The demo policy before training: a real Qwen2.5-VL of 0.8 million parameters, its tokenizer and its processor.
 
-The patch embedding starts as cosine filters. A vision tower that starts at random learns to see noise and blur very
-slowly, since both live in differences between neighbouring pixels that random filters average away.
+The patch embedding starts as cosine filters. A randomly initialized vision tower learns noise and blur very slowly,
+because both are differences between neighboring pixels, which random filters average out.
 """
 
 import math
@@ -56,12 +56,10 @@ _COLOUR_FREQUENCIES = ((0, 0), (0, 1), (1, 0), (3, 3), (7, 7), (10, 10), (13, 13
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """
-    Trains the byte-level BPE tokenizer on the prompt and the words of the answers. Digits and tags stay single, so
-    that every digit of a score is one decision; the long stretches of the prompt become few tokens, which makes
-    training cheap.
+    Train the byte-level BPE tokenizer, of about 600 tokens, on the prompt and the words of the answers.
 
-    Returns:
-        `PreTrainedTokenizerFast`: Tokenizer of about 600 tokens that encodes any text.
+    Digits and tags stay single, so that each digit of a score is one decision. The prompt becomes few tokens, which
+    makes training cheap.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -95,13 +93,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
-    """
-    Builds the processor. Pictures above the synthetic set's size are scaled down to about that size, the only one at
-    which the policy learnt to see.
-
-    Returns:
-        `Qwen2_5_VLProcessor`
-    """
+    """Build the processor, which downscales larger pictures to the size that the policy was trained at."""
     tokenizer = build_tokenizer()
     size = {"shortest_edge": 4 * 28 * 28, "longest_edge": IMAGE_SIZE[0] * IMAGE_SIZE[1]}
     return Qwen2_5_VLProcessor(
@@ -113,16 +105,7 @@ def build_processor() -> Qwen2_5_VLProcessor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
-    """
-    Builds the untrained policy from torch's global random state.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerFast`):
-            What [`build_tokenizer`] returns.
-
-    Returns:
-        `Qwen2_5_VLForConditionalGeneration`: float32, two vision blocks and two layers of 96 units.
-    """
+    """Build the untrained float32 policy, two vision blocks and two layers of 96 units, from torch's global seed."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     text = {
         "vocab_size": len(tokenizer),
@@ -168,16 +151,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalG
 
 def cosine_filters(count: int) -> torch.Tensor:
     """
-    Builds a patch embedding of two-dimensional cosine filters: brightness at low frequencies densely and at high ones
-    sparsely, then a few colour differences. The gain rises with the frequency, since the amplitudes of pictures fall
-    with it.
+    Build the patch embedding (count, 3, 2, 14, 14) of two-dimensional cosine filters.
 
-    Args:
-        count (`int`):
-            Number of filters; those beyond the designed 95 are zero.
-
-    Returns:
-        `torch.Tensor` of shape `(count, 3, 2, 14, 14)`: Weights of Qwen2.5-VL's patch convolution.
+    Brightness comes at low frequencies densely and at high ones sparsely, then a few color differences. The gain rises
+    with the frequency, because amplitudes in pictures fall with it. Filters beyond the 95 designed ones are zero.
     """
     grid = [(u, v) for u in _FREQUENCIES for v in _FREQUENCIES]
     designed = [(u, v, (1 / 3, 1 / 3, 1 / 3)) for u, v in grid]

@@ -1,10 +1,6 @@
-"""Builds the demo policy from nothing: tokenizer, vision tower, answers, figures on validation pictures."""
+"""Builds the demo policy from scratch: tokenizer, vision tower, answers, figures on validation pictures."""
 
-import json
-import os
 import platform
-import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +10,9 @@ import transformers
 from PIL import Image
 
 from ..evaluation.held_out import evaluate_held_out
+from ..io.atomic import write_json
+from ..io.outputs import refuse_taken
+from ..io.publication import publish_folder
 from .answers import ANSWER_STD
 from .architecture import build_model, build_processor
 from .contents import IMAGE_SIZE
@@ -33,15 +32,15 @@ def build_demo_policy(
     output_dir: str | Path, *, seed: int = 0, settings: dict = SETTINGS, progress: bool = True
 ) -> dict[str, object]:
     """
-    Builds the demo policy and saves it with its provenance; about seven minutes on two cores.
+    Build the demo policy and save it with its provenance; about seven minutes on two cores.
 
     Args:
         output_dir (`str` or `Path`):
-            Folder to write; it must not exist or be empty.
+            Folder to write: missing or empty.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the pictures, the initial weights and the order of training, in [0, 100).
         settings (`dict`, *optional*, defaults to `SETTINGS`):
-            Sizes and rates, with the keys of `SETTINGS`.
+            Sizes and learning rates, with the keys of `SETTINGS`.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show progress bars.
 
@@ -49,18 +48,20 @@ def build_demo_policy(
         `dict[str, object]`: The provenance, as saved in `provenance.json`.
 
     Raises:
-        `FileExistsError`: The folder holds something.
+        `FileExistsError`: The folder is not empty.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} exists and is not empty: choose another folder.")
+    refuse_taken(output_dir, "name another folder by --output_dir")
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, processor, losses = _train(seed, settings, progress)
     validation = _validate(model, processor, seed, settings["validation"], progress)
     provenance = _provenance(seed, settings, losses, validation, time.monotonic() - started)
-    _save(output_dir, model, processor, provenance)
+    with publish_folder(output_dir) as staging:
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        write_json(staging / "provenance.json", provenance)
     return provenance
 
 
@@ -105,17 +106,3 @@ def _provenance(seed: int, settings: dict, losses: dict, validation: dict, secon
             "numpy": np.__version__,
         },
     }
-
-
-def _save(output_dir: Path, model, processor, provenance: dict) -> None:
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
-    try:
-        model.save_pretrained(unfinished)
-        processor.save_pretrained(unfinished)
-        (unfinished / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-        unfinished.chmod(0o755)
-        os.rename(unfinished, output_dir)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise

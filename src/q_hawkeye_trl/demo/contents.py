@@ -89,16 +89,7 @@ def _set_levels(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_content(seed: int) -> np.ndarray:
-    """
-    Draws one undistorted picture.
-
-    Args:
-        seed (`int`):
-            Content seed. Equal seeds give equal pictures.
-
-    Returns:
-        `np.ndarray` of shape `(84, 112, 3)`: uint8 RGB picture.
-    """
+    """Draw the undistorted uint8 picture (84, 112, 3) of a content seed."""
     rng = np.random.default_rng(seed)
     texture, gradient = _texture(rng), _gradient(rng)
     share = rng.uniform(0.15, 0.7)

@@ -5,11 +5,9 @@ from pathlib import Path
 
 def demo_policy_path() -> Path:
     """
-    Returns the folder of the bundled policy. `AutoProcessor.from_pretrained` and
-    `AutoModelForImageTextToText.from_pretrained` load it without a network; `provenance.json` in it says how it was
-    made.
+    Return the folder of the bundled policy, inside the installed package.
 
-    Returns:
-        `Path`: Folder inside the installed package.
+    `from_pretrained` of `AutoProcessor` and `AutoModelForImageTextToText` loads it without a network, and
+    `provenance.json` records how it was made.
     """
     return Path(__file__).parent / "weights"

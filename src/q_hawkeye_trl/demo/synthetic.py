@@ -5,17 +5,14 @@ It lets everything run without a download, and its truth is known: quality falls
 opinion scores add nothing but the noise of the simulated raters.
 """
 
-import csv
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
@@ -29,10 +26,13 @@ from ..data.image_distortions import (
     motion_blur,
     pixelate,
 )
+from ..io.atomic import write_json
+from ..io.outputs import is_taken
+from ..io.publication import publish_folder
 from .contents import draw_content
 
 SEEN_KINDS = ("gaussian_noise", "gaussian_blur", "jpeg", "darken")
-"""Kinds that the demo policy learnt from: the paper's four."""
+"""Kinds that the demo policy was trained on: the paper's four."""
 
 UNSEEN_KINDS = ("motion_blur", "pixelate", "contrast", "banding")
 """Kinds for a second held-out set: in no pre-training, no supervised answer, no training image, no degraded view."""
@@ -55,7 +55,6 @@ _SEEDS_PER_SET = 100_000
 _SETS_PER_USE = 100
 _PRISTINE_SHARE = 0.06
 _RATER_STD = 0.6  # in points of the 1..5 scale
-_LABEL_COLUMNS = ("image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "set")
 
 # Parameters are spaced so that equal severities look about equally bad: noise, blur and pixel size count on a linear
 # scale; compression, brightness, contrast and grey levels count as ratios. Severity 0 changes nothing.
@@ -94,7 +93,7 @@ class SyntheticSample(NamedTuple):
 
 def content_seed(use: str, seed: int, index: int) -> int:
     """
-    Returns the seed of one content.
+    Return the seed of one picture content.
 
     Args:
         use (`str`):
@@ -118,38 +117,15 @@ def content_seed(use: str, seed: int, index: int) -> int:
 
 
 def true_quality(severity: float) -> float:
-    """
-    Returns the quality of a picture, the same falling line for all kinds.
-
-    Args:
-        severity (`float`):
-            In [0, 1].
-
-    Returns:
-        `float`: In [1, 5].
-    """
+    """Quality in [1, 5] of a picture of a severity in [0, 1]: the same line for all kinds."""
     return 5.0 - 4.0 * severity
 
 
 def distort(picture: np.ndarray, kind: str, severity: float, rng: np.random.Generator) -> np.ndarray:
     """
-    Degrades a picture with continuous severity.
+    Degrade a uint8 RGB picture of shape (H, W, 3) by a kind of distortion, with a severity in [0, 1]; 0 is a copy.
 
-    Args:
-        picture (`np.ndarray` of shape `(H, W, 3)`):
-            uint8 RGB picture.
-        kind (`str`):
-            One of `SEEN_KINDS` or `UNSEEN_KINDS`.
-        severity (`float`):
-            In [0, 1]; 0 returns the picture as it is.
-        rng (`np.random.Generator`):
-            Source of the noise and of directions.
-
-    Returns:
-        `np.ndarray` of shape `(H, W, 3)`: uint8.
-
-    Raises:
-        `ValueError`: Unknown kind, or a severity out of range.
+    Raises `ValueError` for an unknown kind or a severity out of range.
     """
     if kind not in _DISTORTIONS:
         raise ValueError(f"Unknown kind {kind!r}; the known kinds are {', '.join(_DISTORTIONS)}.")
@@ -160,8 +136,9 @@ def distort(picture: np.ndarray, kind: str, severity: float, rng: np.random.Gene
 
 def draw_sample(seed: int, kinds: Sequence[str] = SEEN_KINDS) -> SyntheticSample:
     """
-    Draws the picture of one content seed, degraded with a random kind and a severity that is uniform in [0, 1] but for
-    the few pictures that stay pristine.
+    Draw the picture of one content seed, with a random kind and severity of distortion.
+
+    The severity is uniform in [0, 1], except for a few pictures that stay pristine.
 
     Args:
         seed (`int`):
@@ -179,40 +156,14 @@ def draw_sample(seed: int, kinds: Sequence[str] = SEEN_KINDS) -> SyntheticSample
 
 
 def simulate_ratings(quality: float, rng: np.random.Generator) -> np.ndarray:
-    """
-    Lets 90 to 110 raters judge one picture: each sees the true quality with a standard deviation of 0.6 and gives the
-    nearest category.
-
-    Args:
-        quality (`float`):
-            True quality in [1, 5].
-        rng (`np.random.Generator`):
-            Source of the raters' noise.
-
-    Returns:
-        `np.ndarray` of shape `(5,)`: How many raters gave 1, 2, 3, 4 and 5.
-    """
+    """Counts (5,) of the ratings 1 to 5 by 90 to 110 raters, who see the quality with a standard deviation of 0.6."""
     opinions = quality + _RATER_STD * rng.standard_normal(int(rng.integers(90, 111)))
     categories = np.clip(np.rint(opinions), 1, 5).astype(int)
     return np.bincount(categories, minlength=6)[1:]
 
 
 def label_row(image_name: str, counts: np.ndarray, split: str) -> dict[str, str | int]:
-    """
-    Builds one row of KonIQ-10k's label file.
-
-    Args:
-        image_name (`str`):
-            Name of the image file.
-        counts (`np.ndarray` of shape `(5,)`):
-            Ratings per category.
-        split (`str`):
-            `training`, `validation` or `test`.
-
-    Returns:
-        `dict[str, str | int]`: c1 to c5 are fractions, MOS lies in [0, 100], SD is the sample standard deviation of
-        the ratings.
-    """
+    """A row of KonIQ-10k's label file: shares c1 to c5, MOS in [0, 100] and the ratings' sample standard deviation."""
     total = int(counts.sum())
     ratings = np.repeat(np.arange(1, 6), counts)
     fractions = {f"c{category}": f"{counts[category - 1] / total:.12f}" for category in range(1, 6)}
@@ -238,19 +189,17 @@ def write_synthetic_koniq(
     progress: bool = True,
 ) -> Path:
     """
-    Writes the set in KonIQ-10k's own layout: `ROOT/512x384/*.png` and `ROOT/koniq10k_distributions_sets.csv`. Beside
-    them stand the true kind, severity and quality of every image, and a manifest. Nothing half-written is ever left
-    under the final name, and a complete set with the same settings is used again.
+    Write the set in KonIQ-10k's layout: `ROOT/512x384/*.png` and `ROOT/koniq10k_distributions_sets.csv`.
+
+    A table of the true kind, severity and quality of each image, and a manifest, are added. The folder appears
+    complete or not at all; a complete set of the same settings is kept.
 
     Args:
         root (`str` or `Path`):
-            Folder to write; it must not exist, be empty, or hold the same set.
-        train (`int`, *optional*, defaults to `1200`):
-            Number of images of the split `training`.
-        validation (`int`, *optional*, defaults to `300`):
-            Number of images of the split `validation`.
+            Folder to write: missing, empty, or with the same set.
+        train (`int`, *optional*, defaults to `1200`), validation (`int`, *optional*, defaults to `300`),
         test (`int`, *optional*, defaults to `520`):
-            Number of images of the split `test`.
+            Number of images of each split.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the set, in [0, 100).
         kinds (`Sequence[str]`, *optional*, defaults to `SEEN_KINDS`):
@@ -262,28 +211,19 @@ def write_synthetic_koniq(
         `Path`: `root`.
 
     Raises:
-        `FileExistsError`: The folder holds something else, another synthetic set, or a damaged one.
-        `ValueError`: No kinds, an unknown kind, no images, a negative size, or a seed out of range.
+        `FileExistsError`: The folder holds something else, or a damaged set.
+        `ValueError`: A setting is out of range.
     """
     root = Path(root)
     sizes = {"training": train, "validation": validation, "test": test}
     settings = {"version": _VERSION, "seed": seed, "kinds": list(kinds), "sizes": sizes}
     _check_settings(sizes, seed, kinds)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if is_taken(root):
         _check_existing(root, settings)
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside the target, so that the final rename stays within one file system and is atomic.
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        _write_set(unfinished, sizes, seed, kinds, progress)
-        manifest = {**settings, "sha256": _digest(unfinished)}
-        (unfinished / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        unfinished.chmod(0o755)  # mkdtemp's folders are private
-        os.rename(unfinished, root)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    with publish_folder(root) as staging:
+        _write_set(staging, sizes, seed, kinds, progress)
+        write_json(staging / MANIFEST_FILE, {**settings, "sha256": _digest(staging)})
     return root
 
 
@@ -299,44 +239,29 @@ def _check_settings(sizes: dict[str, int], seed: int, kinds: Sequence[str]) -> N
 def _check_existing(root: Path, settings: dict) -> None:
     manifest_path = root / MANIFEST_FILE
     if not manifest_path.is_file():
-        raise FileExistsError(f"{root} exists and is no synthetic set: choose another folder.")
+        raise FileExistsError(f"{root} is not a synthetic set: name another folder.")
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     differing = [key for key, value in settings.items() if manifest.get(key) != value]
     if differing:
-        raise FileExistsError(
-            f"{root} holds a synthetic set with other {', '.join(differing)}: choose another folder."
-        )
+        raise FileExistsError(f"{root} holds a synthetic set with other {', '.join(differing)}: name another folder.")
     if _digest(root) != manifest.get("sha256"):
-        raise FileExistsError(f"{root} holds a damaged synthetic set: remove it or choose another folder.")
-
-
-def _samples(
-    sizes: dict[str, int], seed: int, kinds: Sequence[str], progress: bool
-) -> Iterator[tuple[str, int, SyntheticSample]]:
-    seeds = [(split, content_seed(split, seed, index)) for split, size in sizes.items() for index in range(size)]
-    for split, content in tqdm(seeds, desc="Drawing the synthetic set", unit="image", disable=not progress):
-        yield split, content, draw_sample(content, kinds)
+        raise FileExistsError(f"{root} holds a damaged synthetic set: remove it or name another folder.")
 
 
 def _write_set(folder: Path, sizes: dict[str, int], seed: int, kinds: Sequence[str], progress: bool) -> None:
     (folder / IMAGE_FOLDER).mkdir()
     labels, truths = [], []
-    for split, content, sample in _samples(sizes, seed, kinds, progress):
+    seeds = [(split, content_seed(split, seed, index)) for split, size in sizes.items() for index in range(size)]
+    for split, content in tqdm(seeds, desc="Drawing the synthetic set", unit="image", disable=not progress):
+        sample = draw_sample(content, kinds)
         name = f"{content:08d}.png"
         Image.fromarray(sample.picture).save(folder / IMAGE_FOLDER / name, compress_level=1)
         counts = simulate_ratings(sample.quality, np.random.default_rng([content, 2]))
         labels.append(label_row(name, counts, split))
         truth = {"kind": sample.kind, "severity": f"{sample.severity:.6f}", "quality": f"{sample.quality:.6f}"}
         truths.append({"image_name": name, **truth})
-    _write_csv(folder / LABEL_FILE, _LABEL_COLUMNS, labels)
-    _write_csv(folder / TRUTH_FILE, ("image_name", "kind", "severity", "quality"), truths)
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: list[dict]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    for name, rows in ((LABEL_FILE, labels), (TRUTH_FILE, truths)):
+        pd.DataFrame(rows).to_csv(folder / name, index=False, lineterminator="\n")
 
 
 def _digest(root: Path) -> str:

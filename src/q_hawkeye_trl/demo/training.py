@@ -1,8 +1,8 @@
 """
-Teaching the demo policy: first its vision tower to see quality, then the whole policy to write answers.
+Supervised training of the demo policy: its vision tower learns quality, then the whole policy learns to answer.
 
-Reinforcement learning sharpens what a policy can already do: it needs a start that sees and that answers in the right
-form.
+Reinforcement learning sharpens abilities that a policy already has, so it needs a start that sees and that answers in
+the right form.
 """
 
 import math
@@ -26,17 +26,7 @@ _IGNORED = -100
 
 
 class Pool:
-    """
-    Distorted pictures to learn from, all in memory.
-
-    Args:
-        contents (`int`):
-            Number of contents; each comes in three views, of kinds and severities of their own.
-        seed (`int`):
-            Seed of the pool, in [0, 100).
-        progress (`bool`):
-            Whether to show a progress bar.
-    """
+    """Distorted pictures to learn from, in memory: three views of each content, of their own kinds and severities."""
 
     def __init__(self, contents: int, seed: int, progress: bool):
         rng = np.random.default_rng([seed, 3])
@@ -74,13 +64,8 @@ def pretrain_tower(
     rng: np.random.Generator,
     progress: bool = True,
 ) -> float:
-    """
-    Trains the vision tower, in place, to tell the quality and the kind of distortion through a linear head that is
-    thrown away afterwards.
-
-    Returns:
-        `float`: Mean squared error of the quality over the last tenth of the steps, in squared points.
-    """
+    """Train the vision tower, in place, to predict quality and kind of distortion through a linear head that is
+    discarded; return the mean squared error over the last tenth of the steps."""
     tower = model.model.visual
     head = nn.Linear(model.config.text_config.hidden_size, 1 + len(SEEN_KINDS))
     optimizer = torch.optim.AdamW([*tower.parameters(), *head.parameters()], lr=learning_rate, weight_decay=0.01)
@@ -114,12 +99,8 @@ def teach_answers(
     rng: np.random.Generator,
     progress: bool = True,
 ) -> float:
-    """
-    Trains the whole policy, in place, to answer the project's prompt as single raters would.
-
-    Returns:
-        `float`: Mean cross-entropy of an answer's token over the last tenth of the steps, in nats.
-    """
+    """Train the policy, in place, to answer the project's prompt as single raters would; return the mean cross-entropy
+    of an answer's token over the last tenth of the steps, in nats."""
     tower = list(model.model.visual.parameters())
     known = {id(parameter) for parameter in tower}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]

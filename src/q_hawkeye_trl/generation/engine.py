@@ -23,8 +23,7 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from ..data.degradations import pixel_hash
 from ..data.messages import generation_inputs, message_images
-from .prefill import HOOKED, PER_ROW, shared_prefill
-from .replaced import replaced
+from .prefill import HOOKED, PER_ROW, replaced, shared_prefill
 
 TOLERANCE = 1e-4
 """Margin of a float32 rollout under which it is decoded again. The bundled policy's logits move by up to 3e-6."""

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -90,12 +90,7 @@ class _Work(NamedTuple):
 
 
 def make_pairs(
-    data: str | os.PathLike,
-    out: str | os.PathLike,
-    settings: PairSettings,
-    *,
-    workers: int = 1,
-    progress: bool = True,
+    data: str | os.PathLike, out: str | os.PathLike, settings: PairSettings, *, workers: int = 1, progress: bool = True
 ) -> PairSummary:
     """
     Make a folder of pairs: the rows of `data` with a `degraded_image` column (lossless PNG, embedded), the manifest
@@ -148,7 +143,6 @@ def make_pairs(
             _complete(work, source, chunks, identity, data)
         if work.is_new:
             move_folder(work.folder, out)
-        shutil.rmtree(work.parts)
     return summarize(out, settings, made)
 
 
@@ -215,16 +209,24 @@ def _work_folder(out: Path) -> Iterator[_Work]:
         with resumable_folder(out) as work:
             (work / "data").mkdir(exist_ok=True)
             yield _Work(work / "data", work / "parts", True)
-            shutil.rmtree(work)
+            _remove_work(work)
         return
     if not (out / RUN_FILE).is_file():
         raise FileExistsError(
             f"{out} exists and holds no pairs, nothing is overwritten: name another folder by --out."
         )
     with locked(out, busy=f"Another run is writing to {out}: wait for it, or name another folder."):
-        shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)  # its run was killed after publishing
+        _remove_work(out.with_name(f"{out.name}.partial"))  # of a run that was killed after publishing
         with advise_full_disk(out):
             yield _Work(out, out / ".redo", False)
+            shutil.rmtree(out / ".redo")
+
+
+def _remove_work(work: Path) -> None:
+    shutil.rmtree(work / "parts", ignore_errors=True)
+    (work / "lock").unlink(missing_ok=True)
+    with suppress(OSError):  # missing, or it holds something else
+        work.rmdir()
 
 
 def _claim(work: _Work, identity: dict) -> None:

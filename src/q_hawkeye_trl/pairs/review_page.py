@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partialmethod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,13 +82,7 @@ def serve_review(
 
 
 def _launch(
-    gradio: ModuleType,
-    page: Any,
-    host: str,
-    port: int,
-    cache: Path,
-    names: Sequence[str] | None,
-    open_browser: bool,
+    gradio: ModuleType, page: Any, host: str, port: int, cache: Path, names: Sequence[str] | None, open_browser: bool
 ) -> None:
     from starlette.middleware import Middleware
 
@@ -177,25 +172,13 @@ class _Handlers:
         wanted = self.data.matching(Filters(*filters))
         return self._show(shown if shown in wanted else (wanted[0] if wanted else ""), filters)
 
-    def accept(self, shown: str, *filters: str) -> list:
-        return self._decide(shown, "accept", filters)
-
-    def reject(self, shown: str, *filters: str) -> list:
-        return self._decide(shown, "reject", filters)
-
-    def next(self, shown: str, *filters: str) -> list:
-        return self._move(shown, 1, filters)
-
-    def previous(self, shown: str, *filters: str) -> list:
-        return self._move(shown, -1, filters)
-
     def undo(self, shown: str, *filters: str) -> list:
         name = self.data.undo()
         if not name:
             self.gradio.Info("There is no decision to undo.")
         return self._show(name or shown, filters)
 
-    def _decide(self, shown: str, decision: str, filters: tuple[str, ...]) -> list:
+    def _decide(self, decision: str, shown: str, *filters: str) -> list:
         if shown not in self.data.pairs:
             return self._show("", filters)
         if self.data.pictures(shown).problem is not None:
@@ -205,12 +188,17 @@ class _Handlers:
             self.data.decide(shown, decision)
         except OSError as error:
             raise self.gradio.Error(f"The decision could not be recorded: {error}", print_exception=False) from error
-        return self._move(shown, 1, filters)
+        return self._move(1, shown, *filters)
 
-    def _move(self, shown: str, step: int, filters: tuple[str, ...]) -> list:
+    def _move(self, step: int, shown: str, *filters: str) -> list:
         chosen = Filters(*filters)
         name = self.data.next_id(shown, chosen, step)
         return self._show(name or (shown if shown in self.data.matching(chosen) else ""), filters)
+
+    accept = partialmethod(_decide, "accept")
+    reject = partialmethod(_decide, "reject")
+    next = partialmethod(_move, 1)
+    previous = partialmethod(_move, -1)
 
     def _show(self, name: str, filters: tuple[str, ...]) -> list:
         progress = _progress_html(self.data.counts(), len(self.data.matching(Filters(*filters))))

@@ -71,8 +71,9 @@ def read_picture(value: dict | None) -> Picture:
                 "it, or drop its row."
             )
         opened.filename = name  # so that errors name it
-        mode, orientation = opened.mode, _orientation(opened)
-        image = load_image(opened)
+        mode, image = opened.mode, load_image(opened)
+        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = orientation if orientation in range(1, 9) else 1
     return Picture(np.array(image), pixel_hash(image), hashlib.sha256(data).hexdigest(), mode, orientation, note)
 
 
@@ -102,14 +103,6 @@ def _stored_bytes(value: dict) -> tuple[bytes, str, str | None]:
     target = leads_out(path)
     note = None if target is None else f"symbolic link out of its folder, to {target}"
     return Path(path).read_bytes(), path, note
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken EXIF: `load_image` decides whether the image is
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _check_features(split: Dataset, where: str) -> None:

@@ -1,4 +1,4 @@
-"""A policy as a metric in the manner of torchmetrics: `update` with images, `compute` their mean quality."""
+"""A policy as a metric with the methods of torchmetrics: `update` with images, `compute` their mean quality."""
 
 import math
 import os
@@ -12,8 +12,9 @@ from .scorer import HawkeyeScorer
 
 class ImageQuality:
     """
-    Mean quality of images, by a trained policy; for example of what a generator or a restoration network puts out. It
-    has the methods of a torchmetrics metric and does not need that package.
+    Mean quality of images, by a trained policy; for example of the output of a generator or a restoration network.
+
+    It has the methods of a torchmetrics metric and does not need that package.
 
     Args:
         scorer ([`~scoring.scorer.HawkeyeScorer`]):
@@ -22,7 +23,7 @@ class ImageQuality:
     Example:
 
     ```python
-    >>> from q_hawkeye_trl.scoring.metric import ImageQuality
+    >>> from q_hawkeye_trl.scoring import HawkeyeScorer, ImageQuality
 
     >>> metric = ImageQuality(HawkeyeScorer("runs/koniq"))  # doctest: +SKIP
     >>> for batch in batches:  # doctest: +SKIP
@@ -49,7 +50,7 @@ class ImageQuality:
 
     def update(self, images: Sequence[str | os.PathLike | Image.Image] | torch.Tensor) -> None:
         """
-        Scores a batch.
+        Score a batch.
 
         Args:
             images (`Sequence[str | os.PathLike | PIL.Image.Image]` or `torch.Tensor` of shape `(B, 3, H, W)`):
@@ -62,25 +63,25 @@ class ImageQuality:
 
     def compute(self) -> torch.Tensor:
         """
-        Returns the mean over all images so far that have a score.
+        Return the mean over all images so far that have a score.
 
         Returns:
-            `torch.Tensor` without dimensions: Float in the scale; `nan` if no image has a score. Images without one
-            are left out, so look at `coverage` too.
+            `torch.Tensor` without dimensions: On the model's scale; `nan` if no image has a score. Images without
+            one are left out: see `coverage`.
         """
         known = [score for score in self.scores if not math.isnan(score)]
         return torch.tensor(sum(known) / len(known) if known else math.nan)
 
     def reset(self) -> None:
-        """Forgets the images so far."""
+        """Forget the images so far."""
         self.scores = []
 
     def __call__(self, images: Sequence[str | os.PathLike | Image.Image] | torch.Tensor) -> torch.Tensor:
         """
-        Adds a batch as [`update`] does.
+        Add a batch as [`update`] does, and return its own mean.
 
         Returns:
-            `torch.Tensor` without dimensions: The mean of this batch alone.
+            `torch.Tensor` without dimensions: As [`compute`].
         """
         before = self.scores
         self.reset()

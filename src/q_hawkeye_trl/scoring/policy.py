@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel  # slow to import, and needed for adapters only
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""Names of the precisions to load a policy in; `auto` is the one that its files have."""
+"""Precisions to load a policy in; `auto` is that of its files."""
 
 
 def load_policy(
@@ -30,13 +30,13 @@ def load_policy(
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """
-    Loads a policy for inference. A LoRA adapter is laid over its base model without merging.
+    Load a policy for inference. A LoRA adapter is applied to its base model without merging.
 
     Args:
         model (`str` or `os.PathLike`):
             Folder of a model or of an adapter, or its name on the Hub.
         dtype (`str`, *optional*):
-            One of `DTYPES`. By default `auto` on an accelerator and `float32` on the CPU.
+            One of `DTYPES`. By default `auto` on an accelerator, `float32` on the CPU.
         device (`str` or `torch.device`, *optional*):
             By default the accelerator, if there is one.
         attn_implementation (`str`, *optional*):
@@ -50,10 +50,10 @@ def load_policy(
         `tuple[PreTrainedModel or PeftModel, ProcessorMixin]`: The model in evaluation mode on its device.
 
     Raises:
-        `FileNotFoundError`: There is no such folder, or the adapter's base is not there.
+        `FileNotFoundError`: The folder or the adapter's base is missing.
         `OSError`: The model can't be read.
-        `ValueError`: The files lack weights of the model (it would answer with random ones), the adapter does not fit
-        its base, an unknown dtype, or a device that is not there.
+        `ValueError`: Weights of the model are missing (they would be random), the adapter does not fit its base, the
+        dtype is unknown, or the device is not available.
     """
     name = _checked_name(model)
     if device is None:
@@ -76,7 +76,7 @@ def load_policy(
 
 def merge_adapter(adapter: str | os.PathLike, out: str | os.PathLike, *, dtype: str = "auto") -> Path:
     """
-    Merges a LoRA adapter into its base and writes a plain model folder with the processor, whole or not at all.
+    Merge a LoRA adapter into its base, and publish a plain model folder with the processor and the question.
 
     Args:
         adapter (`str` or `os.PathLike`):
@@ -84,15 +84,15 @@ def merge_adapter(adapter: str | os.PathLike, out: str | os.PathLike, *, dtype: 
         out (`str` or `os.PathLike`):
             Folder to write; it must not exist.
         dtype (`str`, *optional*, defaults to `"auto"`):
-            Precision of the merged weights, one of `DTYPES`; `auto` keeps the base's. In bfloat16 each sum is rounded,
-            so that the merged model's scores differ slightly from those of base and adapter.
+            Precision of the merged weights, one of `DTYPES`; `auto` keeps the base's. In bfloat16 the sums are
+            rounded, so that the scores differ slightly from those of base and adapter.
 
     Returns:
         `Path`: `out`.
 
     Raises:
         `FileExistsError`: `out` exists; nothing is overwritten.
-        `FileNotFoundError`: There is no such adapter, or its base is not there.
+        `FileNotFoundError`: The adapter or its base is missing.
         `ValueError`: `adapter` is a whole model, or a merged weight would not be finite.
     """
     name, out = _checked_name(adapter), Path(out)
@@ -141,27 +141,13 @@ def find_question(model: str | os.PathLike, *, trust_remote_code: bool = False, 
 
 
 def adapter_base(model: str | os.PathLike) -> tuple[str, str, int | None]:
-    """
-    Says where the parts of a policy are.
-
-    Args:
-        model (`str` or `os.PathLike`):
-            Folder or Hub name of a model or of a LoRA adapter.
-
-    Returns:
-        `tuple[str, str, int | None]`: The whole model, where the processor is, and the adapter's rank (`None` without
-        an adapter).
-
-    Raises:
-        `FileNotFoundError`: There is no such folder, or the adapter's base is not there.
-        `ValueError`: An adapter of another kind than LoRA.
-    """
+    """Names of the whole model and of its processor's folder, and the adapter's rank (`None` without an adapter)."""
     name = _checked_name(model)
     adapter = _adapter_config(name)
     if adapter is None:
         return name, name, None
     if adapter.peft_type != "LORA":
-        raise ValueError(f"{name} is an adapter of the kind {adapter.peft_type}; only LoRA adapters are loaded.")
+        raise ValueError(f"{name} is an adapter of type {adapter.peft_type}, expected LoRA.")
     base = _base_of(adapter, name)
     return base, name if _has_processor(name) else base, adapter.r
 
@@ -170,7 +156,7 @@ def _checked_name(model: str | os.PathLike) -> str:
     name = os.fspath(model)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
     if looks_local and not os.path.isdir(name):
-        raise FileNotFoundError(f"There is no model folder {name}: correct the path, or give a name of the Hub.")
+        raise FileNotFoundError(f"There is no model folder {name}: correct the path, or pass a name on the Hub.")
     return name
 
 
@@ -178,9 +164,9 @@ def _checked_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not built in, or not there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not built in, or not available
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"The device {name} can't be used ({reason}): name another one, for example cpu.") from error
+        raise ValueError(f"The device {name} can't be used ({reason}): pass another one, for example cpu.") from error
     return device
 
 
@@ -207,7 +193,7 @@ def _base_of(adapter: "PeftConfig", name: str) -> str:
         return _checked_name(base or "")
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"The adapter {name} needs its base model {base}, which is not there: correct `base_model_name_or_path` "
+            f"The adapter {name} needs its base model {base}, which is missing: correct `base_model_name_or_path` "
             "in its adapter_config.json."
         ) from error
 
@@ -225,12 +211,12 @@ def _with_adapter(base: PreTrainedModel, name: str, base_name: str) -> "PeftMode
         stored = set(load_peft_weights(name, device="cpu"))
         model = PeftModel.from_pretrained(base, name)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"The adapter {name} can't be laid over {base_name} ({error}).") from error
+        raise ValueError(f"The adapter {name} can't be applied to {base_name} ({error}).") from error
     differing = stored ^ set(get_peft_model_state_dict(model))
-    if differing:  # PEFT only warns, and the rest of the adapter would do nothing
+    if differing:  # PEFT only warns, and the rest of the adapter would have no effect
         raise ValueError(
             f"The adapter {name} does not fit its base {base_name} ({', '.join(sorted(differing)[:3])}, …): name the "
-            "base that it was trained on in its adapter_config.json."
+            "base of its training in its adapter_config.json."
         )
     return model
 
@@ -239,11 +225,11 @@ def _load_whole(name: str, **options) -> PreTrainedModel:
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"The model {name} can't be loaded ({error}): name a folder, or one of the Hub.") from error
+        raise OSError(f"The model {name} can't be loaded ({error}): pass a folder or a name on the Hub.") from error
     lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if lacking:
         raise ValueError(
             f"{name} lacks weights of {type(model).__name__} ({', '.join(lacking[:5])}{', …' * (len(lacking) > 5)}): "
-            "it would answer with random ones. Save the model anew."
+            "they would be random. Save the model again."
         )
     return model

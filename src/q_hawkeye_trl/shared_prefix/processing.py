@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from ..generation.replaced import replaced
+from ..generation.prefill import replaced
 from ..trl_compat import TOKEN_TYPE_KEYS
 
 

@@ -1,5 +1,7 @@
 """`q-hawkeye train`: reads the recipe, builds the trainer, trains, measures and saves."""
 
+import os
+import sys
 import time
 from collections.abc import Sequence
 
@@ -15,7 +17,7 @@ from ..trainer import HawkeyeGRPOTrainer
 from .arguments import TrainingOptions, make_parser, parse_arguments
 from .callbacks import add_run_callbacks
 from .inputs import build_rewards, load_data
-from .launcher import accelerate_command, launch, launch_parser, use_cores
+from .launcher import launch_command, launch_parser, use_cores
 from .outcome import clean_stop, short_errors, write_outcome
 from .run_folder import prepare_run_folder
 
@@ -24,7 +26,7 @@ PROGRAM = "q-hawkeye train"
 
 def main(argv: Sequence[str]) -> None:
     """
-    Run `q-hawkeye train`: in this process, or with accelerate's launcher in several.
+    Run `q-hawkeye train`: in this process, or in several, which a launcher starts.
 
     Args:
         argv (`Sequence[str]`):
@@ -33,11 +35,10 @@ def main(argv: Sequence[str]) -> None:
     with short_errors(PROGRAM):
         parser = make_parser(PROGRAM)
         parser._action_groups.insert(1, launch_parser()._action_groups[-1])
-        command = accelerate_command(argv, parser)
-        if command is not None:
-            launch(command)
-        else:
-            train(parse_arguments(argv, parser))
+        if command := launch_command(argv, parser):
+            sys.stdout.flush()
+            os.execv(command[0], command)
+        train(parse_arguments(argv, parser))
 
 
 def train(options: TrainingOptions) -> HawkeyeGRPOTrainer:

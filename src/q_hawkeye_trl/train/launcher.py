@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,51 +22,47 @@ def launch_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--accelerate_config",
         metavar="NAME|FILE",
-        help="Start with accelerate's launcher: a file of `accelerate config`, or a packaged one, e.g. zero3.",
+        help="Use accelerate's launcher with this file of `accelerate config`, or packaged one, e.g. zero3.",
     )
     group.add_argument(
         "--num_processes",
         metavar="N",
-        help="Start this many processes with accelerate's launcher, whose other options are accepted too.",
+        help="Start this many processes. Other options of `accelerate launch` are accepted too.",
     )
     return parser
 
 
-def accelerate_command(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str] | None:
+def launch_command(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str] | None:
     """
-    Split a command line of `q-hawkeye train` into options of accelerate's launcher and of the training.
+    Build the command that runs `q-hawkeye train` in several processes.
 
     Args:
         argv (`Sequence[str]`):
-            Words after `train`.
+            Words after `train`. Options unknown to `parser` are passed to the launcher.
         parser (`argparse.ArgumentParser`):
             Parser of the training's own options.
 
     Returns:
-        `list[str]` or `None`: Words for `accelerate launch`. `None` if the training runs in this process: neither
+        `list[str]` or `None`: Words of the command. `None` if the training runs in this process: neither
         `--accelerate_config` nor `--num_processes` is given and there is at most one GPU, or a launcher has started
         this process.
     """
-    launch, rest = launch_parser().parse_known_args(argv)
-    named = launch.accelerate_config is not None or launch.num_processes is not None
+    own, rest = launch_parser().parse_known_args(argv)
+    named = own.accelerate_config is not None or own.num_processes is not None
     if not named and (torch.cuda.device_count() <= 1 or any(name in os.environ for name in _LAUNCHED)):
         return None
     _, unknown = parser.parse_known_args(rest)
+    training = ["--module", "q_hawkeye_trl", "train", *_without(rest, unknown)]
+    if own.accelerate_config is None and not torch.accelerator.is_available():
+        # `accelerate launch --cpu` starts one process, whatever its number
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", own.num_processes]
+        return [sys.executable, "-m", *torchrun, *unknown, *training, "--use_cpu", "true"]
     options = list(unknown)
-    if launch.num_processes is not None:
-        options += ["--num_processes", launch.num_processes]
-    if launch.accelerate_config is not None:
-        options += ["--config_file", str(find_recipe(launch.accelerate_config, "accelerate"))]
-    elif not torch.accelerator.is_available():
-        options += ["--cpu"]
-    return [*options, "--module", "q_hawkeye_trl", "train", *_without(rest, unknown)]
-
-
-def launch(command: Sequence[str]) -> None:
-    """Run `accelerate launch` with these words."""
-    from accelerate.commands.launch import launch_command, launch_command_parser
-
-    launch_command(launch_command_parser().parse_args(list(command)))
+    if own.num_processes is not None:
+        options += ["--num_processes", own.num_processes]
+    if own.accelerate_config is not None:
+        options += ["--config_file", str(find_recipe(own.accelerate_config, "accelerate"))]
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, *training]
 
 
 def _without(words: Sequence[str], removed: Sequence[str]) -> list[str]:
