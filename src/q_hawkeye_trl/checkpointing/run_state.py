@@ -101,7 +101,7 @@ def restore_run_state(trainer: GRPOTrainer, checkpoint: str | Path, state: dict[
 
 
 def _settings(trainer: GRPOTrainer) -> dict[str, Any]:
-    """What decides how rollouts are distributed over ranks and steps."""
+    """Return the settings that decide how rollouts are distributed over ranks and steps."""
     args = trainer.args
     shares_prompts = getattr(trainer, "_shares_prefix", {"train": False})["train"]  # the mixin can be left out
     return {
