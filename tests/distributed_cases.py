@@ -88,7 +88,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
     "AdamW": ADAMW,
 }
-"""Options of a training in addition to `ON` and SGD. `batch`: rollouts per step, 8 by default; the harness takes the rest."""
+"""Options of a training beyond `ON` and SGD: `batch` is the rollouts per step, 8 by default; the rest is the harness's."""
 
 
 def options_of(feature: dict[str, Any], processes: int, zero: dict | None) -> dict[str, Any]:
