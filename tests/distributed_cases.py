@@ -88,7 +88,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
     "AdamW": ADAMW,
 }
-"""Options of a training beyond `ON` and SGD: `batch` is the rollouts per step, 8 by default; the rest is the harness's."""
+"""Options of a training beyond `ON` and SGD: `batch` is the rollouts per step (8); the rest goes to the harness."""
 
 
 def options_of(feature: dict[str, Any], processes: int, zero: dict | None) -> dict[str, Any]:
