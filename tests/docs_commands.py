@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from docs_sandbox import ROOT, review_pairs
 from q_hawkeye_trl.cli import app
+from q_hawkeye_trl.train.ablation_runs import parse_ablation_arguments
 from q_hawkeye_trl.train.arguments import make_parser, recipe_parser
 from q_hawkeye_trl.train.launcher import launch_parser
 from q_hawkeye_trl.train.recipes import find_recipe
@@ -54,14 +55,25 @@ def options_of_command(words: list[str]) -> set[str]:
     (path,) = [path for path in COMMANDS if words[: len(path.split())] == path.split()] or ["q-hawkeye"]
     if path == "q-hawkeye":
         return {"--version", "--help"}
+    if path == "q-hawkeye train":
+        return set(options_of_training())
+    if path == "q-hawkeye ablate":
+        return options_of_ablation() | options_of_training()
     options = {option for parameter in COMMANDS[path].params for option in parameter.opts + parameter.secondary_opts}
-    return options | {"--help"} | (options_of_training() if path in ("q-hawkeye train", "q-hawkeye ablate") else set())
+    return options | {"--help"}
 
 
 @functools.cache
 def options_of_training() -> frozenset[str]:
     parsers = (make_parser(), recipe_parser(), launch_parser(), launch_command_parser())
     return frozenset(option for parser in parsers for option in parser._option_string_actions)
+
+
+def options_of_ablation() -> set[str]:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        parse_ablation_arguments(["--help"])
+    return set(OPTION.findall(output.getvalue()))
 
 
 @functools.cache

@@ -14,8 +14,17 @@ import yaml
 from trl import GRPOConfig
 
 import distributed_cases as cases
-from docs_commands import COMMANDS, OPTION, check_command, is_command, is_training, run_small, runs_here
-from docs_commands import options_of_training as training_options
+from docs_commands import (
+    COMMANDS,
+    OPTION,
+    check_command,
+    is_command,
+    is_training,
+    options_of_ablation,
+    options_of_training,
+    run_small,
+    runs_here,
+)
 from docs_sandbox import ROOT, build_sandbox
 from harness import build_trainer
 from q_hawkeye_trl import HawkeyeGRPOConfig
@@ -189,7 +198,7 @@ def test_page_runs_with_its_trainings(name, tmp_path, monkeypatch):
 @every_document
 def test_yaml_blocks_are_recipes(name):
     for block in fences(name, "yaml"):
-        assert {f"--{key}" for key in yaml.safe_load(block)} - {"--env", "--base"} <= training_options()
+        assert {f"--{key}" for key in yaml.safe_load(block)} - {"--env", "--base"} <= options_of_training()
 
 
 # Everything is described
@@ -199,6 +208,7 @@ def test_yaml_blocks_are_recipes(name):
 def test_every_command_and_option_is_described(path):
     assert path in ALL_TEXT
     options = {parameter.opts[0] for parameter in COMMANDS[path].params if parameter.opts[0].startswith("--")}
+    options |= options_of_ablation() if path == "q-hawkeye ablate" else set()
     assert sorted(options - set(OPTION.findall(ALL_TEXT))) == []
 
 

@@ -105,7 +105,7 @@ def test_repeated_rows_are_refused_within_a_split_only():
     refused(r"line 9: a .*line 2", check_labels, _labels([_row("a", "line 2"), _row("b"), _row("a", "line 9")]))
 
 
-def test_names_that_are_no_unicode_are_refused():
+def test_names_that_are_not_unicode_are_refused():
     refused(r"line 4: '\\udcff\.png' is not valid Unicode", check_labels, _labels([_row("\udcff.png", "line 4")]))
 
 

@@ -186,7 +186,7 @@ def test_an_image_that_was_opened_but_is_broken_is_named_too(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"<html>not found</html>", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\xff\xd8\xff" * 9]
 )
-def test_what_is_no_image_is_refused(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "text.jpg"
     path.write_bytes(content)
     refused(r"text\.jpg is not a readable image", load_image, path)

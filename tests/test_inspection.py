@@ -71,13 +71,13 @@ def _bomb():
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_faulty_files_are_told_apart_and_named(folder, journal, tmp_path):
+def test_each_kind_of_faulty_file_is_named(folder, journal, tmp_path):
     write_image(folder / "good.jpg", 1)
     good = (folder / "good.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(good[: len(good) // 2])
     (folder / "bomb.png").write_bytes(_bomb())
     (folder / "large.png").write_bytes(_png(10_000, 10_000, b""))  # Pillow itself only warns
-    (folder / "text.jpg").write_text("no image")
+    (folder / "text.jpg").write_text("not an image")
     (folder / "empty.png").touch()
     (folder / "dir.png").mkdir()
     os.mkfifo(folder / "pipe.png")
@@ -113,7 +113,7 @@ def test_faulty_files_are_told_apart_and_named(folder, journal, tmp_path):
     assert str(tmp_path / "outside.png") in found[8].reason
 
 
-def test_a_folder_reached_by_a_link_is_no_way_out(folder, journal, tmp_path):
+def test_a_folder_reached_by_a_link_is_not_outside(folder, journal, tmp_path):
     write_image(folder / "a.png", 1)
     (tmp_path / "alias").symlink_to(folder)
     assert _inspect([tmp_path / "alias" / "a.png"], tmp_path / "alias", journal)[0].fault is None
@@ -193,7 +193,7 @@ def test_a_folder_whose_name_begins_alike_is_outside(folder, journal):
 def test_images_inside_tables(tmp_path, journal):
     for number in range(2):
         write_image(tmp_path / f"{number}.png", number)
-    contents = [(tmp_path / f"{number}.png").read_bytes() for number in range(2)] + [b"no image"]
+    contents = [(tmp_path / f"{number}.png").read_bytes() for number in range(2)] + [b"not an image"]
     table = Dataset.from_dict({"image": [{"bytes": data, "path": None} for data in contents]})
     table = table.cast_column("image", ImageFeature(decode=False))
     images = [EmbeddedImage(table, row, f"row-{row}") for row in range(3)]

@@ -268,7 +268,7 @@ def test_files_that_are_not_as_published_are_refused(tmp_path, case):
     refused(match, load_koniq, tmp_path)
 
 
-def test_label_files_are_told_apart_by_their_names(tmp_path):
+def test_label_files_are_recognised_by_name(tmp_path):
     refused(f"{SETS_FILE} or {SCORES_FILE}", read_koniq_labels, tmp_path / "labels.csv")
 
 

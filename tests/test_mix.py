@@ -105,7 +105,7 @@ def test_the_same_command_twice_does_nothing(tmp_path):
     refused("made with another mix", mix, folders[::-1], tmp_path / "out", error=FileExistsError)
 
 
-def test_views_that_were_made_anew_are_another_mix(tmp_path):
+def test_other_views_are_another_mix(tmp_path):
     a, b = _set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=500)
     for strength, folder in (("jpeg@4", "pairs"), ("jpeg@5", "other")):
         make_pairs(a, tmp_path / folder, PairSettings(degradations=[strength]), progress=False)
@@ -116,13 +116,13 @@ def test_views_that_were_made_anew_are_another_mix(tmp_path):
     refused("made with another rows", mix, [tmp_path / "pairs", b], tmp_path / "out", error=FileExistsError)
 
 
-def test_a_mix_does_not_lie_in_one_of_its_sets(tmp_path):
+def test_a_mix_inside_one_of_its_sets_is_refused(tmp_path):
     a, b = _set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=500)
     refused(r"b, which is only read", mix, [a, b], b / "mix")
     assert not (b / "mix.partial").exists()
 
 
-def test_what_can_not_be_mixed_is_refused(tmp_path):
+def test_sets_that_do_not_match_are_refused(tmp_path):
     a = _set(tmp_path, "a", 10)
     refused("at least two", mix, [a], tmp_path / "out")
     refused("names one folder twice", mix, [a, f"{a}/"], tmp_path / "out")

@@ -79,7 +79,7 @@ def test_the_trainer_s_loader_accepts_the_folder(kadid, tmp_path):
     assert dataset[0]["prompt"][0]["role"] == "user"
 
 
-def test_no_reference_stands_in_two_splits_and_the_seed_decides_which(kadid, tmp_path):
+def test_each_reference_is_in_one_split_drawn_by_the_seed(kadid, tmp_path):
     splits = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         _kadid(kadid, tmp_path / name, seed=seed)
@@ -100,8 +100,8 @@ def test_references_of_the_same_pixels_are_one(kadid, tmp_path):
     assert "There are too few groups for all splits: validation, test got none." in result.notes
 
 
-def test_a_missing_reference_image_is_told_apart_from_a_missing_image(kadid, tmp_path):
-    (kadid / "images" / "I01.png").write_text("no image")
+def test_an_unreadable_reference_is_a_note_not_a_fault(kadid, tmp_path):
+    (kadid / "images" / "I01.png").write_text("not an image")
     result = _kadid(kadid, tmp_path / "out")
     assert any("1 references can't be read (I01.png)" in note for note in result.notes)
 
@@ -142,7 +142,7 @@ def test_the_card_says_counts_ranges_rules_versions_and_hashes(kadid, tmp_path):
 
 def test_faults_stop_before_anything_is_written_and_are_listed(kadid, tmp_path):
     (kadid / "images" / NAMES[0]).unlink()
-    (kadid / "images" / NAMES[1]).write_text("no image")
+    (kadid / "images" / NAMES[1]).write_text("not an image")
     with pytest.raises(ValueError, match="--allow-missing 1 --allow-unreadable 1") as error:
         _kadid(kadid, tmp_path / "out")
     assert NAMES[0] in str(error.value)
@@ -165,7 +165,7 @@ def test_missing_images_change_neither_the_scale_nor_the_splits_of_the_others(ka
     assert _rows(tmp_path / "part") == {name: whole[name] for name in NAMES[2:]}
 
 
-def test_rows_without_a_score_are_left_out_only_when_permitted(tmp_path):
+def test_rows_without_a_score_are_dropped_only_if_permitted(tmp_path):
     write_spaq(tmp_path / "spaq", [("a.jpg", 10.0), ("b.jpg", None), ("c.jpg", 20.0), ("d.jpg", 30.0)])
     write_images(tmp_path / "spaq" / "TestImage", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
     refused(r"1 .*unscored.*\n.*b\.jpg", prepare, READERS["spaq"](tmp_path / "spaq"), tmp_path / "out")
@@ -235,7 +235,7 @@ def test_links_out_of_the_folder_are_reported_and_followed_only_when_permitted(k
     assert _rows(tmp_path / "all")[NAMES[0]][1]["image_hash"] == pixel_hash(load_image(outside))
 
 
-def test_csiq_is_turned_round_in_the_result(tmp_path):
+def test_csiq_is_reversed_in_the_result(tmp_path):
     rows = [(f"{image}.BLUR.{level}.png", level / 5, 0.1) for image in (1600, "lake", "log") for level in range(1, 6)]
     write_csiq(tmp_path / "csiq", rows)
     for number, (name, _, _) in enumerate(rows):
@@ -288,14 +288,14 @@ def test_options_of_a_reader_make_another_command(tmp_path):
         refused("made with another rows", prepare, other, tmp_path / "out", error=FileExistsError)
 
 
-def test_a_stricter_command_is_not_content_with_what_a_laxer_one_made(kadid, tmp_path):
+def test_a_stricter_command_refuses_what_a_laxer_one_made(kadid, tmp_path):
     (kadid / "images" / NAMES[0]).unlink()
     _kadid(kadid, tmp_path / "out", allowed={"missing": 1})
     assert _kadid(kadid, tmp_path / "out", allowed={"missing": 1}).existed
     refused("does not permit \\(1 missing", _kadid, kadid, tmp_path / "out", error=FileExistsError)
 
 
-def test_a_record_of_another_program_is_no_record_of_ours(kadid, tmp_path):
+def test_a_record_of_another_program_is_not_ours(kadid, tmp_path):
     (tmp_path / "out").mkdir()
     for text in ("[]", "{}", '{"request": 3}', "{"):
         (tmp_path / "out" / "prepare.json").write_text(text)
@@ -304,7 +304,7 @@ def test_a_record_of_another_program_is_no_record_of_ours(kadid, tmp_path):
     refused("file is a file", _kadid, kadid, tmp_path / "file", error=FileExistsError)
 
 
-def test_the_result_does_not_lie_in_the_folder_of_the_labels(tmp_path):
+def test_a_result_inside_the_folder_of_the_labels_is_refused(tmp_path):
     root = tmp_path / "mine"
     write_rows(root / "data" / "train.csv", ["image", "mos"], [("1.png", 1), ("2.png", 2)])
     write_images(root, ["1.png", "2.png"])
@@ -320,7 +320,7 @@ def test_one_run_at_a_time(kadid, tmp_path):
     _kadid(kadid, tmp_path / "out")
 
 
-def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(kadid, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(kadid, tmp_path, monkeypatch):
     _kadid(kadid, tmp_path / "whole", embed=True)
     for limit in (3, 20, 45):
         seen = []

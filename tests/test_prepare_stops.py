@@ -56,7 +56,7 @@ def _journal(out: Path) -> int:
 
 
 def _kill_at_random(root: Path, out: Path, rng: random.Random, images: int) -> bool:
-    """Starts a run and kills it at a random point of its work; whether it was still at work."""
+    """Starts a run and kills it at a random point of its work; return whether it was still running."""
     target = rng.randint(_journal(out), images + 1)  # findings on disk, or later: shards, card, the last step
     late = rng.uniform(0, 0.5 if target > images else 0.03)
     process = subprocess.Popen(
@@ -95,7 +95,7 @@ def _kill_until_done(root: Path, folder: Path, kills: int, seed: int) -> None:
     assert not out.with_name(out.name + ".partial").exists()
 
 
-def test_a_killed_run_goes_on(tmp_path):
+def test_a_killed_run_resumes(tmp_path):
     _kill_until_done(_set(tmp_path / "kadid10k", references=4), tmp_path, kills=1, seed=0)
 
 

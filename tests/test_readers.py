@@ -89,7 +89,7 @@ def test_spaq_rows_without_a_score_are_kept_as_such_and_scores_beyond_the_scale_
     refused(r"row 3 \(b\.jpg\): .*100\.5.*\[0, 100\]", READERS["spaq"], tmp_path)
 
 
-def test_files_that_are_no_excel_are_named(tmp_path):
+def test_files_that_are_not_excel_are_named(tmp_path):
     write_spaq(tmp_path, [("a.jpg", 50.0)])
     (tmp_path / SPAQ_FILE).write_bytes(b"<html>not found</html>")
     refused(r"MOS and Image attribute scores\.xlsx can't be read as an Excel file", READERS["spaq"], tmp_path)
@@ -199,7 +199,7 @@ def test_pipal_broken_lines_are_named(tmp_path):
 LIVEC = [(f"t{n}.bmp", 50.0 + n, 18.0) for n in range(1, 8)] + [("3.bmp", 3.42, 7.0), ("4.JPG", 92.43, 19.0)]
 
 
-def test_livec_leaves_out_the_practice_images_unless_asked(tmp_path):
+def test_livec_drops_the_practice_images_unless_asked(tmp_path):
     write_livec(tmp_path, LIVEC)
     labels = READERS["livec"](tmp_path)
     assert [row.image_id for row in labels.rows] == ["3.bmp", "4.JPG"]
@@ -262,7 +262,7 @@ CSIQ = [
 ]
 
 
-def test_csiq_is_turned_round_and_finds_its_files(tmp_path):
+def test_csiq_is_reversed_and_finds_its_files(tmp_path):
     write_csiq(tmp_path, CSIQ)
     for number, (name, _, _) in enumerate(CSIQ):
         write_image(tmp_path / "dst_imgs" / csiq_image(name), number)
@@ -366,7 +366,7 @@ def test_names_are_found_by_case_and_unicode_form_and_never_by_chance(tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, "", " ", "nan", "inf", "n/a", True, [], float("nan")])
-def test_cells_without_a_number_are_no_score(value):
+def test_cells_without_a_number_have_no_score(value):
     assert parse_number(value) is None
 
 

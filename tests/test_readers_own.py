@@ -66,7 +66,7 @@ def test_metas_without_norms_take_the_line_of_the_others_or_the_extremes_of_all(
     assert "no gt_score_norm" in labels.rule
 
 
-def test_csiq_of_the_metas_stands_there_with_a_minus(tmp_path):
+def test_csiq_has_a_minus_in_the_metas(tmp_path):
     rows = [
         {"image": f"{n}.png", "gt_score": -dmos, "gt_score_norm": 5 - 4 * dmos} for n, dmos in enumerate([0, 0.3, 1])
     ]
@@ -95,7 +95,7 @@ def test_files_can_be_named_with_their_split(tmp_path):
     refused(r"other\.json", READERS["deqa"], tmp_path, labels=["test=other.json"], error=FileNotFoundError)
 
 
-def test_metas_that_are_none_are_refused(tmp_path):
+def test_other_files_in_place_of_metas_are_refused(tmp_path):
     refused(r"train_koniq_7k\.json", READERS["deqa"], tmp_path, error=FileNotFoundError)
     refused("normalised by `deqa`", READERS["deqa"], tmp_path, scale="linear")
     path = tmp_path / "metas" / "train_x.json"
@@ -108,7 +108,7 @@ def test_metas_that_are_none_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("norms", [(1.0, 3.5, 5.0), (5.0, 3.0, 1.0), (0.9, 3.0, 5.1)])
-def test_norms_that_are_no_line_within_the_scale_are_refused(tmp_path, norms):
+def test_norms_that_are_not_linear_within_the_scale_are_refused(tmp_path, norms):
     rows = [{"image": f"{n}.png", "gt_score": n, "gt_score_norm": norm} for n, norm in enumerate(norms)]
     write_metas(tmp_path / "metas" / "test_x.json", rows)
     refused(r"gt_score_norm.*gt_score", READERS["deqa"], tmp_path)
@@ -156,7 +156,7 @@ def test_every_format_gives_the_same_rows(tmp_path, kind):
     assert labels.name == "mine"
 
 
-def test_a_lower_direction_is_turned_round_and_a_suspicious_one_is_said(tmp_path):
+def test_a_lower_direction_is_reversed_and_an_unusual_one_is_noted(tmp_path):
     name = _write(tmp_path, "csv")
     labels = _read(tmp_path, name, direction="lower")
     assert labels.mos[:2].tolist() == pytest.approx([4.6, 1.4])
@@ -215,7 +215,7 @@ def test_images_inside_a_parquet_file_of_another_library_are_read_too(tmp_path):
     refused("column `image`: expected paths, or images as `datasets` stores them", _read, tmp_path, "t.parquet")
 
 
-def test_empty_spreads_and_scores_that_are_no_numbers(tmp_path):
+def test_empty_spreads_and_scores_that_are_not_numbers(tmp_path):
     (tmp_path / "t.csv").write_text('image,mos,s\na,1_0,\nb,"3,5",NaN\nc,4,0\nd,5,2\n')
     labels = _read(tmp_path, "t.csv", columns=TableColumns(std="s"))
     assert [row.score for row in labels.rows] == [None, None, 4, 5]  # no score, which `prepare` reports
@@ -247,7 +247,7 @@ def test_empty_spreads_and_scores_that_are_no_numbers(tmp_path):
         ("image,mos,s\na,3,test\nb,4,\n", {"columns": TableColumns(split="s")}, r"line 3 \(b\).*split"),
     ],
 )
-def test_tables_that_can_not_be_read_name_the_row(tmp_path, text, options, message):
+def test_errors_of_tables_name_the_row(tmp_path, text, options, message):
     (tmp_path / "t.csv").write_text(text)
     refused(message, _read, tmp_path, "t.csv", **options)
 
@@ -260,5 +260,5 @@ def test_other_files_are_refused(tmp_path):
     refused(r"t\.json can't be read", _read, tmp_path, "t.json")
     (tmp_path / "t.jsonl").write_text('{"image": "a"}\n')
     refused(r"line 1: mos.*image", _read, tmp_path, "t.jsonl")
-    (tmp_path / "t.parquet").write_bytes(b"no")
+    (tmp_path / "t.parquet").write_bytes(b"not parquet")
     refused("can't be read as Parquet", _read, tmp_path, "t.parquet")

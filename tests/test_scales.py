@@ -87,7 +87,7 @@ def _ratings(raters, images):
 
 
 @pytest.mark.parametrize("kind", ["std", "variance"])
-def test_the_numbers_tell_standard_deviations_from_variances(kind):
+def test_standard_deviations_and_variances_are_distinguished(kind):
     answers = list(_ratings(30, 400))
     means = np.array([round(statistics.fmean(row), 2) for row in answers])
     spread = statistics.pstdev if kind == "std" else statistics.pvariance
@@ -98,7 +98,7 @@ def test_the_numbers_tell_standard_deviations_from_variances(kind):
     assert wrong < 0.15
 
 
-def test_numbers_that_are_no_answers_tell_nothing():
+def test_numbers_that_are_not_answers_fit_neither():
     rng = np.random.default_rng(1)
     means, spreads = np.round(rng.uniform(1, 5, 400), 2), np.round(rng.uniform(0.2, 1.2, 400), 3)
     assert max(spread_reading(means, spreads, 30)) < 0.2

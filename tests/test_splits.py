@@ -26,7 +26,7 @@ def test_the_draw_depends_on_seed_and_names_alone():
     assert np.array_equal(np.random.get_state()[1], state)
 
 
-def test_a_group_less_moves_only_groups_at_the_borders():
+def test_removing_a_group_moves_only_groups_at_the_borders():
     groups = [f"image {n}" for n in range(500)]
     before, after = draw_splits(groups), draw_splits(groups[1:])
     assert sum(before[name] != after[name] for name in groups[1:]) <= 2
@@ -51,7 +51,7 @@ def test_impossible_shares_are_refused(shares):
         draw_splits("abc", shares)
 
 
-def test_names_that_are_no_utf8_can_be_drawn():
+def test_names_that_are_not_utf8_can_be_drawn():
     assert len(draw_splits(["\udcff.png", "b", "c"])) == 3
 
 

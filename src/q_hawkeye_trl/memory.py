@@ -237,8 +237,9 @@ def estimate(model: ModelShape, setup: Setup) -> Memory:
     # in float32: the gradient of the last hidden states, and that of the head itself if it is trained
     head += 4 * model.hidden * (labelled + (0 if setup.lora_rank else model.vocabulary))
     activations = setup.gradient_branches * saved_activations(model, setup)
-    *states, host = _states(model, setup)
-    return Memory(*states, gathered, activations, head, generation, setup.vllm_bytes, setup.vllm_sleeps, host)
+    weights, gradients, optimizer, reference, host = _states(model, setup)
+    needed = (gathered, activations, head, generation, setup.vllm_bytes, setup.vllm_sleeps)
+    return Memory(weights, gradients, optimizer, reference, *needed, host)
 
 
 def _states(model: ModelShape, setup: Setup) -> tuple[float, float, float, float, float]:

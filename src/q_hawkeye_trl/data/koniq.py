@@ -185,7 +185,7 @@ def read_koniq10k(
 
 def read_koniq_labels(path: str | os.PathLike) -> pd.DataFrame:
     """
-    Read and check one of the two official label files, told apart by their names.
+    Read and check one of the two official label files, which are recognised by name.
 
     Returns one row an image in the file's order: `where`, `name`, `c1` to `c5` (shares that sum to 1), `zscore` in
     [0, 100], `std` of the answers on their scale of 1 to 5, and `split` (`None` in the file without splits). Raises

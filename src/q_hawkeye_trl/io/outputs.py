@@ -29,9 +29,10 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Raise `OSError` if no file can be created in a folder."""
-    with tempfile.NamedTemporaryFile(dir=folder):
-        pass
+    """Raise `OSError` if no file can be created and written in a folder."""
+    with tempfile.NamedTemporaryFile(dir=os.fspath(folder)) as file:
+        file.write(b"0")
+        file.flush()
 
 
 def is_taken(folder: str | os.PathLike) -> bool:

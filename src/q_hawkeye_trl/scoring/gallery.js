@@ -42,7 +42,8 @@
       row.hidden = wanted !== "" && !row.textContent.toLowerCase().includes(wanted);
       count += row.hidden ? 0 : 1;
     }
-    shown.textContent = count === rows.length ? rows.length + " images" : count + " of " + rows.length + " images";
+    const images = rows.length + (rows.length === 1 ? " image" : " images");
+    shown.textContent = count === rows.length ? images : count + " of " + images;
   }
 
   for (const button of buttons) button.addEventListener("click", function () { sortBy(button); });

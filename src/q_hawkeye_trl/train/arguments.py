@@ -55,7 +55,7 @@ class ScriptArguments:
     held_out_images: int | None = field(
         default=None, metadata={"help": "Measure only the first images of that split, this many."}
     )
-    held_out_batch_size: int = field(default=64, metadata={"help": "Batch size of that measurement, in images."})
+    held_out_batch_size: int = field(default=64, metadata={"help": "Batch size of that measurement, in answers."})
     validate: bool = field(
         default=True,
         metadata={
