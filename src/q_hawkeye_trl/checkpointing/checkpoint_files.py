@@ -1,4 +1,4 @@
-"""Complete checkpoints: how to tell, which one to resume from, and the manifest that lists their files."""
+"""Complete checkpoints: how to recognize them, which one to resume from, and the manifest of their files."""
 
 import json
 import zipfile
