@@ -68,7 +68,7 @@ def serve_review(
     cache = _make_cache(path.parent)
     names = _LOOPBACK if host in _LOOPBACK else None
     if names is None:
-        print(f"Anyone who can reach {host}:{port} can see these pictures and record decisions.")
+        print(f"Anyone who can reach {host}:{port} can see these pictures and decide about them.")
     shown = f"[{host}]" if ":" in host else host  # IPv6 in URLs
     try:
         os.environ["GRADIO_TEMP_DIR"] = str(cache)  # read by the components of the page
@@ -92,7 +92,7 @@ def serve_review(
             time.sleep(3600)
     except KeyboardInterrupt:
         print(f"Stopped; decisions are in {path}")
-        page.close(verbose=False)  # open requests would delay the end of the process
+        page.close(verbose=False)  # open requests would delay the exit
     finally:
         shutil.rmtree(cache, ignore_errors=True)
 
@@ -134,7 +134,7 @@ def build_page(gradio: ModuleType, data: ReviewData, cache: Path) -> Any:
         for name, button in buttons.items():
             button.click(getattr(handlers, name), inputs, outputs, **options)
         for choice in filters:
-            # the last filter counts, even if set while a request runs; a second click on a button does not
+            # a filter changed during another change is applied afterwards; a second click on a button is ignored
             choice.input(handlers.first, inputs, outputs, trigger_mode="always_last", **options)
     return page
 
@@ -151,7 +151,7 @@ def _filter_row(gradio: ModuleType, data: ReviewData) -> list:
 
 
 class _Handlers:
-    """Events of the page: each takes the pair that is shown and the filters, and returns the next content."""
+    """Actions of the page: each takes the shown pair and the filters, and returns the new content."""
 
     def __init__(self, gradio: ModuleType, data: ReviewData, cache: Path):
         self.gradio = gradio
@@ -298,8 +298,8 @@ _POLICY = (
 
 class PageGuard:
     """
-    ASGI middleware that serves only the routes that the page needs and the files in `cache`, and forbids the browser
-    to load anything from elsewhere.
+    ASGI middleware: passes only the routes that the page needs and files of `cache`, and forbids the browser from
+    loading anything from elsewhere.
 
     Requests with the `Origin` of another site are refused. With `hosts`, so are requests by other names: otherwise a
     foreign site whose name resolves to this machine could read a page that listens on the loopback only. Starlette's
