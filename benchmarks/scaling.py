@@ -15,7 +15,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from q_hawkeye_trl.files import write_atomically
+from q_hawkeye_trl.io.atomic import write_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -72,7 +72,7 @@ def main() -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         parser.error(f"{arguments.page} lacks the marks {BEGIN} and {END}, between which the table goes")
-    write_atomically(arguments.page, f"{before}{BEGIN}\n{written}\n{END}{after}")
+    write_text(arguments.page, f"{before}{BEGIN}\n{written}\n{END}{after}")
     print(written)
 
 

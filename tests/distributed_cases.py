@@ -88,11 +88,11 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
     "AdamW": ADAMW,
 }
-"""What a training has beside `ON` and SGD. `batch`: rollouts of a step, 8 by default; the rest goes to the harness."""
+"""Options of a training beyond `ON` and SGD: `batch` is the rollouts per step (8); the rest goes to the harness."""
 
 
 def options_of(feature: dict[str, Any], processes: int, zero: dict | None) -> dict[str, Any]:
-    """Options of the harness for one of so many processes; one process runs row by row, as TRL does."""
+    """Return the harness options of one of several processes; a single process runs row by row, as TRL does."""
     options = {"max_steps": STEPS, **SGD, **ON, **feature}
     steps = options.pop("accumulation", 1)
     options["gradient_accumulation_steps"] = steps
@@ -143,7 +143,7 @@ def prepare(folder: Path) -> None:
 
 
 def forget_backend() -> None:
-    """What accelerate and transformers keep of a trainer's backend beyond its life."""
+    """Reset the state that accelerate and transformers keep of a trainer's backend."""
     gc.collect()
     unset_hf_deepspeed_config()
     AcceleratorState._reset_state()
@@ -225,7 +225,7 @@ def build(
 
 
 def train(folder: Path, feature: dict[str, Any], *, processes: int = 1, zero: dict | None = None) -> dict[str, Any]:
-    """Trains and tells what came out on this rank."""
+    """Train and return what this rank saw."""
     trainer = build(folder, options_of(feature, processes, zero))
     counter, before = ForwardCounter(trainer), collectives()
     trainer.train()

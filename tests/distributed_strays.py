@@ -89,7 +89,7 @@ IMAGES_ON_ONE_RANK = "images on one rank"
 
 
 def go_astray(folder: Path, name: str, *, zero: dict | None = None) -> dict[str, Any]:
-    """Trains two steps, then evaluates if there is what to evaluate; tells what this rank ran."""
+    """Train two steps, evaluate if there are rows for it, and return what this rank ran."""
     stray = {"train_dataset": images_on_one_rank} if name == IMAGES_ON_ONE_RANK else STRAYS[name]
     options = {"max_steps": 2, "shuffle_dataset": False, "per_device_train_batch_size": 4, **SGD, **ON, **stray}
     rows, eval_rows = options.pop("rows", 4), options.pop("eval_rows", 0)

@@ -49,7 +49,7 @@ class GradientRecorder(TrainerCallback):
 
 @dataclass
 class Run:
-    """What is left of a training: the trainer, its parameters, gradients by step and logs by step."""
+    """Result of a training: the trainer, its parameters, gradients by step and logs by step."""
 
     trainer: Any
     parameters: dict[str, torch.Tensor]
@@ -95,7 +95,7 @@ def build_trainer(
         "gradient_checkpointing": False,
     }
     if not stock:
-        settings["shared_prefix"] = "off"  # as TRL runs; tests/test_shared_prefix.py holds sharing against it
+        settings["shared_prefix"] = "off"  # as in TRL; tests/test_shared_prefix.py compares sharing with it
     config_class = GRPOConfig if stock else HawkeyeGRPOConfig
     trainer_class = trainer_class or (GRPOTrainer if stock else HawkeyeGRPOTrainer)
     if scripted is not None:

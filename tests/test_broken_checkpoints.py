@@ -1,4 +1,4 @@
-"""A checkpoint with any of its files cut, emptied or gone is recognised before training starts, and named."""
+"""A checkpoint with any file truncated, emptied or missing is reported before training starts."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ def files_of(checkpoint: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_every_damaged_file_is_named_and_the_checkpoint_before_is_used(run_folder, tmp_path, how):
+def test_every_damaged_file_is_named_and_the_previous_checkpoint_is_used(run_folder, tmp_path, how):
     checked = 0
     for name in sorted(files_of(run_folder / "checkpoint-2")):
         run = tmp_path / name.replace("/", "-")
@@ -65,7 +65,7 @@ def test_every_damaged_file_is_named_and_the_checkpoint_before_is_used(run_folde
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", sorted(NAMED - {MANIFEST, "run_state_0.json", "rollouts_0.pt"}))
-def test_checkpoints_of_other_trainers_are_checked_by_what_they_must_hold(run_folder, tmp_path, name, how):
+def test_checkpoints_of_other_trainers_are_checked_by_their_files(run_folder, tmp_path, name, how):
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(run_folder / "checkpoint-2", checkpoint)
     for ours in (MANIFEST, "run_state_0.json", "rollouts_0.pt"):
@@ -78,7 +78,7 @@ def test_checkpoints_of_other_trainers_are_checked_by_what_they_must_hold(run_fo
     assert expected in checkpoint_problem(checkpoint)
 
 
-def test_the_trainer_passes_over_what_is_not_whole(run_folder, tmp_path, caplog, monkeypatch):
+def test_the_trainer_skips_incomplete_checkpoints(run_folder, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("q_hawkeye_trl.checkpointing.checkpoint_files"), "propagate", True)
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)
@@ -88,7 +88,7 @@ def test_the_trainer_passes_over_what_is_not_whole(run_folder, tmp_path, caplog,
     trainer = build_trainer(run, model=model, processing_class=processor, **options)
     trainer.train(resume_from_checkpoint=True)
     assert re.search("checkpoint-2 .*optimizer.pt", caplog.text)
-    assert checkpoint_problem(run / "checkpoint-2") is None  # written anew
+    assert checkpoint_problem(run / "checkpoint-2") is None  # written again
     damage(run / "checkpoint-2" / "scheduler.pt", "gone")
     with pytest.raises(ValueError, match=r"checkpoint-2 .*scheduler\.pt"):
         trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
@@ -97,7 +97,7 @@ def test_the_trainer_passes_over_what_is_not_whole(run_folder, tmp_path, caplog,
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_a_window_is_not_dealt_out_to_other_settings(run_folder, tmp_path):
+def test_a_window_is_not_resumed_with_other_settings(run_folder, tmp_path):
     model, processor = tiny_policy("qwen2_5_vl")
     options = OPTIONS | {"reward_funcs": [length_of_text], "max_steps": 2, "num_iterations": 2}
     trainer = build_trainer(tmp_path, model=model, processing_class=processor, **options)
@@ -113,7 +113,7 @@ def test_a_window_is_not_dealt_out_to_other_settings(run_folder, tmp_path):
         trainer.train(resume_from_checkpoint=str(moved))
 
 
-def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
+def test_old_checkpoints_are_removed_only_when_the_new_one_is_complete(tmp_path, monkeypatch):
     model, processor = tiny_policy("qwen2_5_vl")
     options = OPTIONS | {"reward_funcs": [length_of_text], "save_total_limit": 1}
     trainer = build_trainer(tmp_path, model=model, processing_class=processor, **options)

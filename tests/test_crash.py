@@ -1,4 +1,4 @@
-"""The training script, killed again and again and resumed, ends as an unbroken run."""
+"""The training script, killed repeatedly and resumed, equals an uninterrupted run."""
 
 import json
 import os
@@ -118,10 +118,10 @@ def test_killed_in_a_write_and_resumed(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_ten_times_the_run_ends_as_an_unbroken_one(data, tmp_path):
+def test_a_run_killed_ten_times_equals_an_uninterrupted_one(data, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "broken"
     options = ("--max_steps", "16")
-    unbroken = start(whole, data, *options)
+    uninterrupted = start(whole, data, *options)
     rng = random.Random(0)
     lives: list[int] = []  # last checkpoint at the beginning of each
     for number in range(10):
@@ -139,5 +139,5 @@ def test_killed_ten_times_the_run_ends_as_an_unbroken_one(data, tmp_path):
     assert lives[:2] == [0, 0]
     assert 4 <= last_step(out) < 16
     finish(start(out, data, *options, resume=True))
-    finish(unbroken)
+    finish(uninterrupted)
     assert_same_run(out, whole)

@@ -68,7 +68,7 @@ def ranks(request, folder) -> tuple[str, list[dict[str, dict]]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def measured():
-    """Deviations by backend and feature; at the end they are added to those that the file of results holds."""
+    """Deviations by backend and feature, merged into the results file at the end."""
     figures: dict[str, dict[str, dict]] = {}
     yield figures
     if path := os.environ.get("SCALING_RESULTS"):
@@ -97,7 +97,7 @@ def optimizer_of(feature: str) -> str:
 
 @pytest.mark.parametrize("ranks", [("DDP", CHEAP)], indirect=True, ids=["DDP"])
 @pytest.mark.parametrize("feature", CHEAP)
-def test_the_dearest_features_at_once(ranks, alone, feature):
+def test_the_most_complex_features(ranks, alone, feature):
     backend, seen = ranks
     assert_as_one_process(backend, [rank[feature] for rank in seen], alone(feature), optimizer_of(feature))
 
@@ -121,7 +121,7 @@ def test_two_processes_equal_one(ranks, alone, measured, feature):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("feature", cases.FEATURES)
-def test_a_feature_moves_the_weights_and_is_felt(alone, start, feature):
+def test_a_feature_changes_weights_and_losses(alone, start, feature):
     """So that equality says something: the weights move by a thousand bounds, and the feature changes the losses."""
     whole, plain = alone(feature), alone("gradient accumulation")
     if "LoRA" not in feature:

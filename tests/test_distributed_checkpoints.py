@@ -1,4 +1,4 @@
-"""Under ZeRO-2 and ZeRO-3 a saved model reloads whole, and a checkpoint goes on as if nothing had happened."""
+"""Under ZeRO-2 and ZeRO-3 a saved model reloads completely, and a resumed run equals an uninterrupted one."""
 
 from pathlib import Path
 
@@ -31,11 +31,11 @@ def test_two_ranks_ran_under_the_stage(saved):
 
 
 @pytest.mark.parametrize("feature", ["whole", "LoRA"])
-def test_a_resumed_run_ends_as_the_unbroken_one(saved, feature):
-    unbroken, resumed = saved[2][feature], saved[2][f"{feature}, resumed"]
-    assert resumed["steps"] == unbroken["steps"] == list(range(1, STEPS + 1))
-    assert resumed["losses"] == unbroken["losses"]
-    assert largest_difference(resumed["parameters"], unbroken["parameters"]) == 0
+def test_a_resumed_run_equals_the_uninterrupted_one(saved, feature):
+    uninterrupted, resumed = saved[2][feature], saved[2][f"{feature}, resumed"]
+    assert resumed["steps"] == uninterrupted["steps"] == list(range(1, STEPS + 1))
+    assert resumed["losses"] == uninterrupted["losses"]
+    assert largest_difference(resumed["parameters"], uninterrupted["parameters"]) == 0
 
 
 @pytest.mark.parametrize("place", ["final", f"checkpoint-{STEPS}"])

@@ -1,4 +1,4 @@
-"""No rank ever runs another number of forwards, whatever its rows are like: it would wait for the others for ever."""
+"""Every rank runs the same number of forwards, whatever its rows: otherwise it would wait for the others."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def test_ranks_run_the_same_forwards(ranks, name):
         assert seen["world_size"] == 2
         assert seen["wrapper"] == WRAPPERS[backend]
     assert first["collectives"] == second["collectives"] > 0
-    # without shards a rank generates by itself, for as long as its own answers last
+    # without shards a rank generates alone, until its own answers end
     parts = ("vision",) if backend == "DDP" and "sampled" in name else ("policy", "decoder", "vision")
     for phase in ("training", *(["evaluation"] if "evaluation" in name else [])):
         for part in parts:
@@ -47,8 +47,8 @@ def test_ranks_run_the_same_forwards(ranks, name):
 
 
 @pytest.mark.slow
-def test_the_strays_do_differ_by_rank(ranks):
-    """What should tempt the ranks apart is really there."""
+def test_the_ranks_do_differ(ranks):
+    """The differences between the ranks exist."""
     steps = {name: first["steps"] for name, first in ranks[1][0].items()}
     assert all(line["perception/rows_without_view"] == 4 for line in steps["one rank without degraded views"])
     assert all(line["scores/parse_rate"] == 0.5 for line in steps["one rank without a score"])
@@ -65,7 +65,7 @@ def test_the_strays_do_differ_by_rank(ranks):
 
 
 @pytest.mark.slow
-def test_images_on_one_rank_alone_are_refused_by_all(folder):
+def test_images_on_one_rank_are_refused_on_all(folder):
     """They would leave the other rank's vision tower out of the forward: no gradient bucket or shard ever comes."""
     _, errors = in_processes("strays", folder, "DDP", IMAGES_ON_ONE_RANK, timeout=120, fails=True)
     assert "4 of the 8 rollouts of a batch belong to rows without an image" in errors

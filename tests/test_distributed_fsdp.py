@@ -1,7 +1,6 @@
 """
-FSDP2 in the trainer. It is for GPUs: on a CPU accelerate makes plain data parallelism of it, without a word. Here it
-is made to shard on the CPU all the same, which runs the trainer's own way through it over gloo; the test on two GPUs
-is the one that counts.
+FSDP2 in the trainer. It is for GPUs: on a CPU accelerate silently replaces it with data parallelism. Here the tests
+make it shard on the CPU over gloo; the test on two GPUs is the decisive one.
 """
 
 from pathlib import Path
@@ -19,7 +18,7 @@ def assert_as_one_process(folder: Path, device: str, *, loss: float, weight: flo
     cases.prepare(folder)
     in_processes("fsdp", folder, device, timeout=240)
     ranks = [torch.load(folder / f"fsdp-{rank}-of-2.pt", weights_only=True) for rank in (0, 1)]
-    # by itself, since a process that sees two GPUs would use both
+    # alone, since a process that sees two GPUs would use both
     in_processes("fsdp", folder, device, processes=1, timeout=240, CUDA_VISIBLE_DEVICES="0")
     alone = torch.load(folder / "fsdp-0-of-1.pt", weights_only=True)
     for feature, expected in alone.items():

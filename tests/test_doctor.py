@@ -24,7 +24,7 @@ SECRET = "correct-horse-battery"
 
 @pytest.fixture(autouse=True)
 def no_deepspeed(monkeypatch):
-    """DeepSpeed takes seconds to import; test_doctor_machine.py checks it."""
+    """DeepSpeed takes seconds to import; test_doctor_environment.py checks it."""
     monkeypatch.setattr(environment, "import_deepspeed", lambda: None)
 
 

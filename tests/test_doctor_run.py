@@ -22,7 +22,7 @@ from q_hawkeye_trl.demo.synthetic import write_synthetic_koniq
 from q_hawkeye_trl.doctor import Plan
 from q_hawkeye_trl.doctor.planned_run import ModelSize, check_disk, check_model, checkpoint_bytes, missing_weights
 from q_hawkeye_trl.doctor.training_data import check_data
-from test_doctor_machine import read_only
+from test_doctor_hardware import read_only
 from tiny_models import save_policy, tiny_dataset, tiny_policy
 
 Usage = collections.namedtuple("Usage", "total used free")

@@ -191,7 +191,7 @@ def test_a_preset_chooses_split_and_labels(prepared, tmp_path):
         figures = json.loads(out.read_text())["kadid10k"]
         assert figures["images"] == images
         assert figures["target"] == ("mos_raw" if preset == "deqa" else "mos")
-        assert "not the same test set" in figures["warnings"][0]
+        assert "different test set" in figures["warnings"][0]
 
 
 def test_an_interrupted_run_goes_on(prepared, tmp_path, monkeypatch):

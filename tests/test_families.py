@@ -40,7 +40,7 @@ def train(folder: Path, family: str, **options) -> tuple[Run, list[dict[str, tor
 
 
 def pixels_of(processor: ProcessorMixin, image) -> torch.Tensor:
-    """What the processor makes of one image in a prompt of its own."""
+    """The processor's pixels of one image in a prompt of its own."""
     prompt = prepare_multimodal_messages([{"role": "user", "content": "Rate."}], images=[image])
     text = apply_chat_template({"prompt": prompt}, processor)["prompt"]
     return processor(images=[[image]], text=[text], return_tensors="pt")["pixel_values"]

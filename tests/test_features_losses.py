@@ -1,4 +1,4 @@
-"""A drift guard: our token weights are the normaliser of TRL's own loss, for every loss type that is known."""
+"""A drift guard: our token weights equal the normalizer of TRL's own loss, for every known loss type."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def losses(monkeypatch):
 
 
 def contribution(trainer, logps: torch.Tensor) -> torch.Tensor:
-    """What one token adds to the loss at advantage -1 and ratio 1, before TRL averages."""
+    """The contribution of one token to the loss at advantage -1 and ratio 1, before TRL averages."""
     if trainer.loss_type == "cispo":  # the gradient of the log-probability, times the clipped ratio
         return min(1.0, trainer.epsilon_high) * logps
     if trainer.loss_type == "vespo":  # the same, with a weight of 1 at ratio 1

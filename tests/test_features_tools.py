@@ -1,4 +1,4 @@
-"""Tools: the policy calls one, reads its answer and goes on; the tool's tokens count in no term."""
+"""Tools: the policy calls one, reads its answer and continues; the tool's tokens count in no term."""
 
 import copy
 

@@ -10,7 +10,7 @@ from q_hawkeye_trl.checkpointing.checkpoint_files import list_checkpoints
 from q_hawkeye_trl.checkpointing.staging import STAGING, explained_write_errors
 from q_hawkeye_trl.errors import CheckpointWriteError
 from test_crash import assert_same_run, data, finish, start  # noqa: F401
-from test_resume import OPTIONS, assert_went_on, length_of_text, resume, train
+from test_resume import OPTIONS, assert_resumed_exactly, length_of_text, resume, train
 from tiny_models import tiny_policy
 
 
@@ -45,7 +45,7 @@ def kib_of(folder: Path) -> int:
 @pytest.mark.parametrize(
     "share", [pytest.param(0.1, marks=pytest.mark.slow), 0.6, pytest.param(0.9, marks=pytest.mark.slow)]
 )
-def test_the_checkpoint_before_is_whole_and_the_run_goes_on(tmp_path, small_disk, share):
+def test_the_previous_checkpoint_is_complete_and_the_run_resumes(tmp_path, small_disk, share):
     options = {"num_iterations": 2}
     whole = train(tmp_path / "whole", **options)
     first, second = (kib_of(tmp_path / "whole" / f"checkpoint-{step}") for step in (1, 2))
@@ -63,7 +63,7 @@ def test_the_checkpoint_before_is_whole_and_the_run_goes_on(tmp_path, small_disk
     assert not (run / STAGING).exists()  # its room is free again
     small_disk(10 * first)
     resumed = resume(run, run / "checkpoint-1", **options)
-    assert_went_on(resumed, whole)
+    assert_resumed_exactly(resumed, whole)
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -178,7 +178,7 @@ def weight(scores: list[float], share: float) -> float:
     return math.exp(-0.9 * (share * min(variance / 4, 1) + 1 - share))
 
 
-# What TRL hands over
+# Inputs from TRL
 
 
 def test_entropies_of_the_fused_head_carry_gradient(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Losses, gradients and rewards that are no numbers, and functions that fail, end a run on all ranks alike."""
+"""Losses, gradients and rewards that are not finite, and reward functions that fail, end a run on all ranks."""
 
 import itertools
 import json
@@ -70,7 +70,7 @@ class KeepWeights(TrainerCallback):
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("method", [OFF, ON])
-def test_a_loss_that_is_no_number_stops_before_the_weights_see_it(tmp_path, method, accumulation):
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, method, accumulation):
     keep = KeepWeights()
     size = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
     options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "logging_nan_inf_filter": True}
@@ -93,7 +93,7 @@ def test_the_terms_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("value", "max_grad_norm"), [(math.inf, 1.0), (math.nan, 0.0), (math.inf, 0.0)])
-def test_a_gradient_that_is_no_number_stops_too(tmp_path, value, max_grad_norm):
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, value, max_grad_norm):
     keep = KeepWeights()
     trainer = build_trainer(tmp_path, callbacks=[keep], max_steps=3, max_grad_norm=max_grad_norm, **OFF)
     spoil_gradient(trainer, 2, value)
@@ -190,7 +190,7 @@ def two_processes(folder: Path, kind: str, **how) -> tuple[list[dict], str]:
         ("gradient", "Step 2: the gradient norm is not finite on 2 of 2 ranks"),
     ],
 )
-def test_both_ranks_tell_the_fault_of_one(tmp_path, kind, message):
+def test_both_ranks_raise_the_error_of_one(tmp_path, kind, message):
     seen, _ = two_processes(tmp_path, kind)
     assert len(seen) == 2
     for each in seen:

@@ -20,7 +20,6 @@ ALLOWED: dict[str, set[str]] = {
         "demo",
         "doctor",
         "evaluation",
-        "files",
         "io",
         "pairs",
         "question",
@@ -84,7 +83,6 @@ ALLOWED: dict[str, set[str]] = {
     "io": set(),
     # modules that import nothing of ours
     "errors": set(),
-    "files": set(),
     "process_exit": set(),
     "memory": set(),
     "trl_compat": set(),

@@ -1,4 +1,4 @@
-"""What stands in padding, in other rows or in a tool's tokens changes neither loss nor gradient."""
+"""The content of padding, of other rows and of a tool's tokens changes neither loss nor gradient."""
 
 import math
 from collections.abc import Callable

@@ -63,7 +63,7 @@ def test_output_is_the_processors_own_and_no_image_is_processed_twice(family, sh
     for mine, theirs in zip(ours, expected, strict=True):
         assert_same(mine, theirs)
     for mine, theirs in zip(again, calls_of_trl(processor, rows[::-1]), strict=True):
-        assert_same(mine, theirs)  # what is kept is not mistaken for what is asked
+        assert_same(mine, theirs)  # a cached output is not returned for another input
     # at most once for each of the two calls, which want lists and tensors
     assert sum(once) <= 2 * sum(map(len, prompts))
     assert type(processor) is kind

@@ -76,48 +76,28 @@ def test_a_value_may_be_taken_back_to_none(tmp_path):
     assert load_recipe(recipe, OPTIONS) == {"reward_parameters": None}
 
 
-def wrong(folder: Path, kind: str) -> tuple[Path, type[Exception], str]:
-    files = {
-        "missing base": ({"a": {"base": "nowhere/b.yaml"}}, FileNotFoundError, "a.yaml inherits from .*b.yaml"),
-        "cycle": ({"a": {"base": "b.yaml"}, "b": {"base": "a.yaml"}}, ValueError, r"itself: .*a.yaml -> .*b.yaml -> "),
-        "itself": ({"a": {"base": "./a.yaml"}}, ValueError, "inherits from itself"),
-        "unknown key of the base": (
-            {"a": {"base": "b.yaml", "seed": 1}, "b": {"learning_rat": 1}},
-            ValueError,
-            "Recipe .*b.yaml has the unknown key 'learning_rat'; did you mean 'learning_rate'",
-        ),
-        "unknown key of the delta": (
-            {"a": {"base": "b.yaml", "alpha": 1}, "b": {"seed": 1}},
-            ValueError,
-            "Recipe .*a.yaml has the unknown key 'alpha'",
-        ),
-        "text for a list": ({"a": {"base": "b.yaml"}, "b": {"rewards": "rank"}}, ValueError, r"b.yaml: rewards .*\["),
-        "two bases": ({"a": {"base": ["b.yaml", "c.yaml"]}}, ValueError, r"a.yaml: `base` is \['b.yaml', 'c.yaml'\]"),
-        "no mapping": ({"a": {"env": "X=1"}}, ValueError, "a.yaml: env is 'X=1'; give a mapping"),
-    }
-    contents, error, message = files[kind]
-    for name, keys in contents.items():
-        write(folder / f"{name}.yaml", **keys)
-    return folder / "a.yaml", error, message
+WRONG = {
+    "missing base": ({"a": {"base": "nowhere/b.yaml"}}, FileNotFoundError, "a.yaml.*b.yaml"),
+    "cycle": ({"a": {"base": "b.yaml"}, "b": {"base": "a.yaml"}}, ValueError, r"a.yaml -> .*b.yaml -> "),
+    "itself": ({"a": {"base": "./a.yaml"}}, ValueError, "a.yaml -> "),
+    "unknown key of the base": (
+        {"a": {"base": "b.yaml", "seed": 1}, "b": {"learning_rat": 1}},
+        ValueError,
+        "b.yaml.*'learning_rat'.*'learning_rate'",
+    ),
+    "unknown key of the delta": ({"a": {"base": "b.yaml", "alpha": 1}, "b": {"seed": 1}}, ValueError, "a.yaml.*alpha"),
+    "text for a list": ({"a": {"base": "b.yaml"}, "b": {"rewards": "rank"}}, ValueError, r"b.yaml.*rewards.*\[rank"),
+    "two bases": ({"a": {"base": ["b.yaml", "c.yaml"]}}, ValueError, r"a.yaml.*base.*'b.yaml', 'c.yaml'"),
+    "no mapping": ({"a": {"env": "X=1"}}, ValueError, "a.yaml.*env.*X=1"),
+}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "missing base",
-        "cycle",
-        "itself",
-        "unknown key of the base",
-        "unknown key of the delta",
-        "text for a list",
-        "two bases",
-        "no mapping",
-    ],
-)
-def test_what_is_wrong_is_named_with_its_file(tmp_path, kind):
-    recipe, error, message = wrong(tmp_path, kind)
+@pytest.mark.parametrize(("files", "error", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_named_with_its_file(tmp_path, files, error, message):
+    for name, keys in files.items():
+        write(tmp_path / f"{name}.yaml", **keys)
     with pytest.raises(error, match=message):
-        load_recipe(recipe, OPTIONS)
+        load_recipe(tmp_path / "a.yaml", OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -140,19 +120,19 @@ def test_a_file_that_is_no_recipe(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("seed", 1.5, "seed is 1.5, expected a value of type int"),
-        ("seed", "one", "seed is 'one', expected a value of type int"),
-        ("seed", True, "seed is True, expected a value of type int"),
-        ("beta", [0.1, 0.2], r"beta is \[0.1, 0.2\], expected a value of type float"),
-        ("mode", "c", "mode is 'c', expected one of a, b"),
-        ("sizes", [1, "two"], r"sizes is \[1, 'two'\], expected values of type int"),
-        ("bf16", "maybe", "bf16 is 'maybe', expected a value of type string_to_bool"),
+        ("seed", 1.5, "int"),
+        ("seed", "one", "int"),
+        ("seed", True, "int"),
+        ("beta", [0.1, 0.2], "float"),
+        ("mode", "c", "one of a, b"),
+        ("sizes", [1, "two"], "int"),
+        ("bf16", "maybe", "string_to_bool"),
     ],
 )
 def test_a_value_that_the_command_line_would_not_take(tmp_path, key, value, expected):
     write(tmp_path / "base.yaml", **{key: value})
     recipe = write(tmp_path / "a.yaml", base="base.yaml", learning_rate=1)
-    with pytest.raises(ValueError, match=f"base.yaml: {expected}"):
+    with pytest.raises(ValueError, match=f"base.yaml.*{key}.*{expected}"):
         load_recipe(recipe, OPTIONS)
 
 

@@ -1,4 +1,4 @@
-"""A resumed run ends where the unbroken one does, and a checkpoint that does not fit is refused."""
+"""A resumed run equals the uninterrupted one, and a checkpoint that does not fit is refused."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def train(folder: Path, family: str = "qwen2_5_vl", **options) -> Run:
 
 
 def resume(folder: Path, checkpoint: Path, family: str = "qwen2_5_vl", **options) -> HawkeyeGRPOTrainer:
-    """Resumes with a policy of other weights, so that nothing is right by having been there already."""
+    """Resume with a policy of other weights, so that all of them must be restored."""
     model, processor = tiny_policy(family, seed=1)
     options = {"reward_funcs": [length_of_text]} | OPTIONS | options
     trainer = build_trainer(folder, model=model, processing_class=processor, **options)
@@ -61,11 +61,11 @@ def parameters_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @families
-def test_resumed_run_equals_the_unbroken_one(tmp_path, family):
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, family):
     whole = train(tmp_path / "whole", family)
     resumed = resume(tmp_path / "resumed", tmp_path / "whole" / "checkpoint-1", family)
     assert resumed.state.global_step == 3
-    assert_went_on(resumed, whole, family)
+    assert_resumed_exactly(resumed, whole, family)
 
 
 @pytest.mark.parametrize("shared_prefix", ["off", "on"])
@@ -75,11 +75,11 @@ def test_every_epoch_is_resumed_in_its_own_order(tmp_path, step, shared_prefix):
     options = {"train_dataset": tiny_dataset(8), "max_steps": 8, "shared_prefix": shared_prefix}
     whole = train(tmp_path / "whole", **options)
     resumed = resume(tmp_path / "resumed", tmp_path / "whole" / f"checkpoint-{step}", **options)
-    assert_went_on(resumed, whole)
+    assert_resumed_exactly(resumed, whole)
 
 
-def assert_went_on(resumed: HawkeyeGRPOTrainer, whole: Run, family: str = "qwen2_5_vl") -> None:
-    """To the bit, from a start that was trained at all."""
+def assert_resumed_exactly(resumed: HawkeyeGRPOTrainer, whole: Run, family: str = "qwen2_5_vl") -> None:
+    """Bitwise, and the training changed the weights."""
     assert largest_difference(parameters_of(resumed.model), whole.parameters) == 0
     assert largest_difference(parameters_of(tiny_policy(family)[0]), whole.parameters) > 1e-4  # it did train
     assert any("perception/kl" in line for line in whole.logs)
@@ -195,6 +195,6 @@ def test_trainer_refuses_a_checkpoint_with_a_missing_key(tmp_path):
     name = next(name for name in weights if "patch_embed" in name)
     del weights[name]
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    (checkpoint / MANIFEST).unlink()  # which tells a changed size before
+    (checkpoint / MANIFEST).unlink()  # it would report the changed size first
     with pytest.raises(ValueError, match="patch_embed"):
         resume(tmp_path / "resumed", checkpoint)

@@ -1,4 +1,4 @@
-"""Every family, whole or with an adapter, with its prompts shared or not, is resumed to the bit."""
+"""Every family, full or with an adapter, with shared prompts or without, is resumed exactly."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def adapter() -> LoraConfig:
 
 
 @pytest.mark.parametrize(("family", "num_iterations", "shared_prefix", "with_adapter"), CASES)
-def test_resumed_run_equals_the_unbroken_one(tmp_path, family, num_iterations, shared_prefix, with_adapter):
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, family, num_iterations, shared_prefix, with_adapter):
     def parts(seed: int) -> dict:
         model, processor = tiny_policy(family, seed=seed)
         peft = {"peft_config": adapter()} if with_adapter else {}

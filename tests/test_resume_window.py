@@ -1,10 +1,10 @@
-"""A run is resumed to the bit from between two steps that share their rollouts."""
+"""A run is resumed exactly from between two steps that share their rollouts."""
 
 import itertools
 
 import pytest
 
-from test_resume import assert_went_on, resume, train
+from test_resume import assert_resumed_exactly, resume, train
 from tiny_models import tiny_dataset
 
 CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
@@ -32,7 +32,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("window", "shared_prefix"), CASES)
-def test_resumed_inside_a_window_equals_the_unbroken_run(tmp_path, window, shared_prefix):
+def test_resumed_inside_a_window_equals_the_uninterrupted_run(tmp_path, window, shared_prefix):
     options = WINDOWS[window] | {"shared_prefix": shared_prefix, "logging_steps": 2}
     whole = train(tmp_path / "whole", **options)
     inside = {path.parent.name for path in (tmp_path / "whole").glob("checkpoint-*/rollouts_0.pt")}
@@ -40,4 +40,4 @@ def test_resumed_inside_a_window_equals_the_unbroken_run(tmp_path, window, share
     assert len(inside) < options["max_steps"]  # between windows none is stored
     for step in (1, 2, 3):
         checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
-        assert_went_on(resume(tmp_path / f"resumed-{step}", checkpoint, **options), whole)
+        assert_resumed_exactly(resume(tmp_path / f"resumed-{step}", checkpoint, **options), whole)

@@ -34,7 +34,7 @@ with open(control / "calls.jsonl", "a") as calls:
 out.mkdir(parents=True, exist_ok=True)
 if (control / "wait").exists():
     (control / f"started-{name}-{seed}").touch()
-    time.sleep(60)
+    time.sleep(600)
 if (control / f"fail-{name}-{seed}").exists():
     (out / "half.txt").write_text("half")
     sys.exit("a step\\nout of memory")

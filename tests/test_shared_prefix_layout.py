@@ -67,7 +67,7 @@ def test_what_stands_in_the_padding_is_of_no_matter():
 
 
 class Heads(nn.Module):
-    """What the attention asks of a layer."""
+    """The attributes of a layer that the attention needs."""
 
     is_causal = True
 

@@ -1,4 +1,4 @@
-"""What other nodes than the main process's do with a checkpoint, on a disk of their own and on a shared one."""
+"""Nodes without the main process publish their part of a checkpoint, on their own disk and on a shared one."""
 
 from q_hawkeye_trl.checkpointing.checkpoint_files import MANIFEST
 from q_hawkeye_trl.checkpointing.staging import STAGING, publish_checkpoint, publish_node_share
@@ -12,14 +12,14 @@ def written(run_dir, text: str):
 
 
 def test_a_node_with_a_disk_of_its_own_moves_its_share(tmp_path):
-    for text in ("first", "written anew"):
+    for text in ("first", "written again"):
         written(tmp_path, text)
         publish_node_share(tmp_path, "checkpoint-2")
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
         assert (tmp_path / "checkpoint-2" / "rng_state_1.pth").read_text() == text
 
 
-def test_a_node_that_still_sees_the_moved_folder_leaves_the_whole_checkpoint(tmp_path):
+def test_a_node_that_still_sees_the_moved_folder_keeps_the_complete_checkpoint(tmp_path):
     written(tmp_path, "whole")
     publish_checkpoint(tmp_path, "checkpoint-2")
     publish_node_share(tmp_path, "checkpoint-2")

@@ -1,4 +1,4 @@
-"""SIGTERM ends a run with a checkpoint from which it goes on; a second one, or Ctrl-C, ends it at once."""
+"""SIGTERM ends a run with a checkpoint to resume from; a second one, or Ctrl-C, ends it at once."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from q_hawkeye_trl.checkpointing.checkpoint_files import checkpoint_problem, res
 from q_hawkeye_trl.checkpointing.stop_on_signal import SECOND_SIGNAL_AFTER, StopOnSignalCallback
 from q_hawkeye_trl.errors import TrainingInterrupted
 from test_crash import ROOT, SCRIPT, TINY, assert_same_run, data, finish, start, steps_logged, wait_until  # noqa: F401
-from test_resume import OPTIONS, assert_went_on, length_of_text, resume, train
+from test_resume import OPTIONS, assert_resumed_exactly, length_of_text, resume, train
 from tiny_models import tiny_dataset, tiny_policy
 
 LAUNCHERS = {
@@ -49,7 +49,7 @@ def stop_at(folder: Path, step: int, number: signal.Signals = signal.SIGTERM, **
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
-def test_a_signal_saves_after_the_step_and_the_run_goes_on(tmp_path, caplog, number):
+def test_a_signal_saves_after_the_step_and_the_run_resumes(tmp_path, caplog, number):
     options = {"num_iterations": 2, "save_strategy": "no"}
     stopped = stop_at(tmp_path / "stopped", 2, number, **options)
     assert stopped.code == 128 + number
@@ -59,10 +59,10 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on(tmp_path, caplog, num
         assert part in str(stopped)
     assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-2"]
     whole = train(tmp_path / "whole", **options)
-    assert_went_on(resume(tmp_path / "resumed", checkpoint, **options), whole)
+    assert_resumed_exactly(resume(tmp_path / "resumed", checkpoint, **options), whole)
 
 
-def test_a_stop_is_saved_where_only_the_best_is_kept_and_patience_goes_on(tmp_path):
+def test_a_stop_saves_though_only_the_best_is_kept_and_patience_is_restored(tmp_path):
     def worse_and_worse(completions, trainer_state, **kwargs):
         return [length / 1000 - trainer_state.global_step for length in length_of_text(completions)]
 
@@ -87,12 +87,12 @@ def test_a_stop_is_saved_where_only_the_best_is_kept_and_patience_goes_on(tmp_pa
     assert whole.trainer.state.global_step == 4  # best at 1, then three that are not better
     resumed = resume(tmp_path, tmp_path / "checkpoint-3", callbacks=[EarlyStoppingCallback(3)], **options())
     assert resumed.state.global_step == 4
-    assert_went_on(resumed, whole)
+    assert_resumed_exactly(resumed, whole)
     assert resumed.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
-def test_signals_outside_of_the_steps_are_left_alone(tmp_path):
+def test_signals_outside_of_the_steps_have_their_usual_effect(tmp_path):
     handlers = []
 
     class Watch(TrainerCallback):
@@ -106,14 +106,14 @@ def test_signals_outside_of_the_steps_are_left_alone(tmp_path):
     train(tmp_path / "a", callbacks=[Watch(), StopOnSignalCallback()], max_steps=1)
     assert handlers[0] == before != handlers[1]
     assert signal.getsignal(signal.SIGTERM) == before
-    # only the main thread may set handlers; elsewhere the callback stands aside
+    # only the main thread may set handlers; elsewhere the callback does nothing
     thread = threading.Thread(target=train, args=(tmp_path / "b",), kwargs={"callbacks": [StopOnSignalCallback()]})
     thread.start()
     thread.join()
     assert checkpoint_problem(tmp_path / "b" / "checkpoint-3") is None
 
 
-def test_an_error_in_training_gives_the_handlers_back(tmp_path):
+def test_an_error_in_training_restores_the_handlers(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
 
     class Fails(TrainerCallback):
@@ -126,7 +126,7 @@ def test_an_error_in_training_gives_the_handlers_back(tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
 
 
-def test_a_stopped_run_goes_on_in_the_same_process(tmp_path):
+def test_a_stopped_run_resumes_in_the_same_process(tmp_path):
     model, processor = tiny_policy("qwen2_5_vl")
     callbacks = [StopOnSignalCallback(), SignalAtStep(1)]
     options = OPTIONS | {"reward_funcs": [length_of_text]}
@@ -149,7 +149,7 @@ def wait_until_begun(workers: list[psutil.Process], number: signal.Signals) -> N
             time.sleep(0.05)
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the sender of a signal can't be told")
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the sender of a signal is unknown")
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_workers_too_does_not_end_the_run_before_it_is_saved(tmp_path, number):
     workers = []
@@ -191,11 +191,11 @@ def test_workers_end_with_the_training_process(tmp_path):
     assert not psutil.wait_procs([worker], timeout=30)[1]
 
 
-def test_without_a_checkpoint_it_is_said(tmp_path):
+def test_the_hint_says_if_there_is_no_checkpoint(tmp_path):
     assert "no complete checkpoint" in resume_hint(tmp_path)
 
 
-def test_a_finished_run_that_is_resumed_does_not_train_on(tmp_path):
+def test_a_finished_run_that_is_resumed_does_not_train(tmp_path):
     # transformers adds a step where the last one does not end an epoch
     whole = train(tmp_path / "whole", max_steps=3)
     resumed = resume(tmp_path / "resumed", tmp_path / "whole" / "checkpoint-3", max_steps=3)
@@ -215,7 +215,7 @@ def launched(launcher: str, out: Path, data: Path, *options: str) -> subprocess.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_launched_runs_stop_all_their_ranks_and_go_on(data, tmp_path, launcher):  # noqa: F811
+def test_launched_runs_stop_on_all_ranks_and_resume(data, tmp_path, launcher):  # noqa: F811
     whole, out = tmp_path / "whole", tmp_path / "stopped"
     options = ("--max_steps", "9", "--validate", "false")
     process = launched(launcher, out, data, *options)

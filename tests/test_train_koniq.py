@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -116,12 +115,10 @@ def test_prepared_folder_with_pairs_and_without(koniq_folder, tmp_path, monkeypa
     assert any(line["perception/kl"] > 0 for line in lines if "perception/kl" in line)
 
 
-@pytest.mark.parametrize("rewards", [["threshold"], ["rank", "format"], ["margin"], ["accuracy", "repetition"]])
-def test_rewards_by_name(koniq_folder, tmp_path, monkeypatch, rewards):
-    out = tmp_path / "run"
-    run_script(
-        monkeypatch, "--data_dir", koniq_folder, "--output_dir", out, *TINY, "--max_steps", "1", "--rewards", *rewards
-    )
+def test_rewards_by_name(koniq_folder, tmp_path, monkeypatch):
+    out, rewards = tmp_path / "run", ["threshold", "rank", "format", "margin", "accuracy", "repetition"]
+    options = ["--data_dir", koniq_folder, "--output_dir", out, *TINY, "--max_steps", "1", "--validate", "false"]
+    run_script(monkeypatch, *options, "--rewards", *rewards)
     first = read_lines(out / "metrics.jsonl")[0]
     assert all(f"rewards/{name}_reward/mean" in first for name in rewards)
 
@@ -211,16 +208,17 @@ def test_checkpoints_between_validations_keep_the_last_model(koniq_folder, tmp_p
 ERRORS = {
     "unknown option": (["--uncertainty_alfa", "1"], "uncertainty_alfa"),
     "shortened option": (["--uncertainty_alph", "1"], "uncertainty_alph"),
-    "option that is no JSON": (["--reward_parameters", "{tau: 1}"], "reward_parameters is not JSON"),
-    "no held-out images": (["--held_out_images", "0"], "held_out_images is 0; give at least 2"),
+    "option that is no JSON": (["--reward_parameters", "{tau: 1}"], "reward_parameters.*JSON"),
+    "no held-out images": (["--held_out_images", "0"], "held_out_images is 0"),
+    "no threads": (["--cpu_threads", "0"], "cpu_threads is 0"),
     "unknown attention": (["--model_init_kwargs", '{"attn_implementation": "nonsense"}'], "nonsense"),
     "unknown reward": (["--rewards", "accuracy", "beauty"], "beauty.*accuracy"),
     "unused reward parameter": (["--reward_parameters", '{"rank": {}}'], "rank"),
     "unknown reward parameter": (["--reward_parameters", '{"accuracy": {"sigma": 1}}'], "sigma.*tau"),
     "missing folder": (["--data_dir", "nowhere/koniq10k"], "nowhere/koniq10k"),
-    "two sources": (["--dataset", "here"], "data_dir and dataset are both given"),
+    "two sources": (["--dataset", "here"], "data_dir.*dataset"),
     "no checkpoint": (["--resume_from_checkpoint", "true"], "no complete checkpoint"),
-    "another scale than the prompt's": (["--score_max", "100"], "score_max 100 are not the scale"),
+    "another scale than the prompt's": (["--score_max", "100"], "score_max 100"),
     "unknown scale": (["--mos_scale", "percent"], "percent.*deqa"),
 }
 
@@ -255,14 +253,6 @@ def test_a_truncated_image_is_named(koniq_folder, tmp_path, monkeypatch):
         run_script(monkeypatch, "--data_dir", data, "--output_dir", tmp_path / "run", *TINY)
 
 
-@pytest.mark.parametrize("form", ["--config={}", "--config {}"])
-def test_recipe_is_named_in_either_form(koniq_folder, tmp_path, monkeypatch, form):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "rewards": "accuracy"}))
-    with pytest.raises(SystemExit, match="rewards is the text 'accuracy'; give a list"):
-        run_script(monkeypatch, *form.format(recipe).split(), "--data_dir", koniq_folder)
-
-
 @pytest.mark.parametrize("value", ["false", "elsewhere/checkpoint-1"])
 def test_a_finished_run_is_overwritten_by_no_form_of_resuming(koniq_folder, tmp_path, monkeypatch, value):
     (tmp_path / "summary.json").write_text("precious")
@@ -282,20 +272,6 @@ def test_a_checkpoint_belongs_to_its_run_however_the_paths_are_written(tmp_path,
     args = SimpleNamespace(output_dir=folder.format(tmp_path), resume_from_checkpoint=checkpoint)
     with pytest.raises(ValueError, match="checkpoint-1 is not a complete checkpoint"):  # and not: the folder is taken
         prepare_run_folder(args, numbered=False)
-
-
-def test_unknown_key_of_a_recipe(koniq_folder, tmp_path, monkeypatch):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "uncertainty_alfa": 1.0}))
-    with pytest.raises(SystemExit, match=r"recipe.yaml has the unknown key 'uncertainty_alfa'.*'uncertainty_alpha'"):
-        run_script(monkeypatch, "--config", recipe, "--data_dir", koniq_folder)
-
-
-def test_results_of_another_run_are_not_overwritten(koniq_folder, tmp_path, monkeypatch):
-    (tmp_path / "summary.json").write_text("precious")
-    with pytest.raises(SystemExit, match=r"not empty.*name another folder"):
-        run_script(monkeypatch, "--data_dir", koniq_folder, "--output_dir", tmp_path, *TINY)
-    assert (tmp_path / "summary.json").read_text() == "precious"
 
 
 def test_folder_that_cannot_be_written_to(koniq_folder, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What the configuration says reaches the formulas, and what rollouts and ranks give reaches the right rows."""
+"""The configuration reaches the formulas, and results of rollouts and ranks reach the right rows."""
 
 import json
 import math
@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import q_hawkeye_trl.degraded_batch as degraded_batch
 import q_hawkeye_trl.hawkeye_method as trainer_module
@@ -52,7 +51,7 @@ REACHES = {
 
 
 def spy(monkeypatch, module, name: str) -> list[tuple]:
-    """Keeps (positional, keyword, result) of every call of a function that goes on working."""
+    """Record (positional, keyword, result) of every call of a function, which still works."""
     calls, original = [], getattr(module, name)
 
     def spied(*args, **kwargs):
@@ -87,7 +86,7 @@ def test_the_view_is_drawn_from_the_configured_kinds(calls):
         assert kind in CONFIG["degradations"]
 
 
-# Which picture a rollout is of stands in its prompt, so that scores can be scripted by picture
+# The prompt of a rollout names its picture, so that scores can be scripted by picture
 
 
 def numbered_rows(rows: int, **options):
@@ -208,21 +207,6 @@ def test_loader_workers_change_nothing(tmp_path):
     keys = ("loss", "perception/kl", "perception/entropy_degraded", "scores/spread")
     for ours, theirs in zip(workers.logs, plain.logs, strict=True):
         assert [ours[key] for key in keys] == [theirs[key] for key in keys]
-
-
-def test_a_text_policy_is_refused_by_name(tmp_path):
-    processor = build_trainer(tmp_path).processing_class
-    config = Qwen2Config(
-        vocab_size=len(processor.tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    options = {"model": Qwen2ForCausalLM(config), "processing_class": processor.tokenizer, "scripted": None}
-    with pytest.raises(ValueError, match=r"vision-language model.*Tokenizer\w*; set perception_gamma"):
-        build_trainer(tmp_path, **options, **ON)
 
 
 # The held-out figures in training, and two ranks

@@ -123,7 +123,7 @@ def tiny_dataset(
         degraded (`bool`, *optional*, defaults to `False`):
             Whether a blurred twin of each picture comes along.
         images_per_row (`int`, *optional*, defaults to `1`):
-            Pictures a row; more than one stand in the list columns `images` and `degraded_images`.
+            Pictures per row; several are in the list columns `images` and `degraded_images`.
 
     Returns:
         `Dataset`: Columns `prompt`, `image` (or `images`), `mos`, `image_id` and, if asked for, `degraded_image`.
@@ -162,7 +162,7 @@ def scripted_rollouts(
             again; or a function of the index of the prompt in that batch and of the rollout in its group.
 
     Returns:
-        `Callable`: What the trainer takes as `rollout_func`. Every completion ends with the end token.
+        `Callable`: A `rollout_func` of the trainer. Every completion ends with the end token.
     """
     tokenizer = processor.tokenizer
 

@@ -19,7 +19,7 @@ _CORPUS = [
         for part in range(0, 100, 25)
     ),
 ]
-"""What the merges are learnt from: the prompt and answers of the expected form, so that both stay short."""
+"""Text from which the merges are learned: the prompt and answers of the expected form, so that both are short."""
 
 
 @cache

@@ -178,7 +178,7 @@ def _checking_init(mixin: type, part: str) -> Callable[..., None]:
         if changes:
             logger.warning(f"{mixin.__name__} is off, since trl {trl.__version__} changed: {changes}. {WITHOUT[part]}")
         if init is None:
-            super(mixin, self).__init__(*args, **kwargs)
+            super(mixin, self).__init__(*args, **kwargs)  # type: ignore[arg-type]
         else:
             init(self, *args, **kwargs)
 

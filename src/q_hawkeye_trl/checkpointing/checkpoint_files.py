@@ -1,9 +1,12 @@
-"""Complete checkpoints: how to tell, which one to resume from, and the manifest that lists their files."""
+"""Complete checkpoints: how to recognize them, which one to resume from, and the manifest of their files."""
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -62,6 +65,38 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path:
             return folder
         logger.warning(f"{folder} is incomplete ({problem}); skipping it.")
     raise FileNotFoundError(f"{output_dir} has no complete checkpoint to resume from; use another output_dir.")
+
+
+def choose_checkpoint(
+    wanted: str | bool, output_dir: str | Path, *, is_started: Callable[[], bool] = lambda: True
+) -> str | None:
+    """
+    Return the complete checkpoint to resume from, which the main process chooses for all ranks.
+
+    Args:
+        wanted (`str` or `bool`):
+            Folder of a checkpoint, or `True` for the newest complete one of the run.
+        output_dir (`str` or `Path`):
+            Folder of the run.
+        is_started (`Callable[[], bool]`, *optional*):
+            Called on the main process; `False` means that there is nothing to resume, and `None` is returned.
+
+    Raises:
+        `ValueError`: On every rank: there is no complete checkpoint, or `is_started` refuses the folder.
+    """
+    choice: list = [None, None]
+    if PartialState().is_main_process:
+        try:
+            if is_started():
+                choice[0] = str(last_complete_checkpoint(output_dir) if wanted is True else wanted)
+                if problem := checkpoint_problem(choice[0]):
+                    choice[1] = f"{wanted} is not a complete checkpoint ({problem}); use another one."
+        except (FileNotFoundError, FileExistsError) as error:
+            choice[1] = str(error)
+    checkpoint, problem = broadcast_object_list(choice)
+    if problem:
+        raise ValueError(problem)
+    return checkpoint
 
 
 def resume_hint(output_dir: str | Path) -> str:

@@ -5,14 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, is_peft_model
+from accelerate.utils import is_peft_model
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 
 from ..trl_compat import EXACT_RESUME, optional_part
-from .checkpoint_files import checkpoint_problem, last_complete_checkpoint
+from .checkpoint_files import choose_checkpoint
 from .epoch_sampler import EpochSampler
 from .full_weights import has_full_weights, load_full_weights
 from .run_state import read_run_state, restore_run_state, save_run_state
@@ -39,7 +39,9 @@ class ExactResumeMixin(GRPOTrainer):
     # Resuming
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        checkpoint = self._choose_checkpoint(resume_from_checkpoint)
+        checkpoint = (
+            choose_checkpoint(resume_from_checkpoint, self.args.output_dir) if resume_from_checkpoint else None
+        )
         state = None if checkpoint is None else read_run_state(self, checkpoint)
         self._is_resumed = checkpoint is not None
         self._resumed = None if checkpoint is None or state is None else (checkpoint, state)
@@ -64,23 +66,6 @@ class ExactResumeMixin(GRPOTrainer):
 
     def _get_train_sampler(self, dataset=None):
         return EpochSampler(super()._get_train_sampler(dataset), lambda: self.state.epoch)
-
-    def _choose_checkpoint(self, wanted: str | bool | None) -> str | None:
-        """The complete checkpoint to resume from, chosen by the main process for all ranks."""
-        if not wanted:
-            return None
-        choice: list = [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                choice[0] = str(last_complete_checkpoint(self.args.output_dir) if wanted is True else wanted)
-                if problem := checkpoint_problem(choice[0]):
-                    choice[1] = f"{wanted} is not a complete checkpoint ({problem}); use another one."
-            except FileNotFoundError as error:
-                choice[1] = str(error)
-        checkpoint, problem = broadcast_object_list(choice)
-        if problem:
-            raise ValueError(problem)
-        return checkpoint
 
     def _load_callback_state(self):
         super()._load_callback_state()

@@ -41,7 +41,7 @@ def load_full_weights(model: PreTrainedModel, checkpoint: str | Path) -> None:
 
 
 def _dtype_for(model: torch.nn.Module) -> torch.dtype:
-    """The live model's type, since every rank of a node holds the copy; float32 for mixed types."""
+    """The live model's type, since every rank of a node has a copy; float32 for mixed types."""
     dtypes = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 

@@ -95,13 +95,15 @@ def restore_run_state(trainer: GRPOTrainer, checkpoint: str | Path, state: dict[
     trainer._globalstep_last_logged = state["step_logged"]
     if state["inside_window"]:
         path = Path(checkpoint) / ROLLOUTS_FILE.format(trainer.args.process_index)
-        trainer._buffered_inputs = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+        device = trainer.accelerator.device
+        device = torch.device("cpu") if device.type == "cpu" else device  # torch can't load to accelerate's "cpu:0"
+        trainer._buffered_inputs = torch.load(path, map_location=device, weights_only=True)
     if state["completions"] is not None:
         _restore_completions(trainer, state["completions"])
 
 
 def _settings(trainer: GRPOTrainer) -> dict[str, Any]:
-    """What decides how rollouts are distributed over ranks and steps."""
+    """Return the settings that decide how rollouts are distributed over ranks and steps."""
     args = trainer.args
     shares_prompts = getattr(trainer, "_shares_prefix", {"train": False})["train"]  # the mixin can be left out
     return {

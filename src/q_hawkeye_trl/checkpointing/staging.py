@@ -13,7 +13,7 @@ from ..io.publication import move_folder
 from .checkpoint_files import MANIFEST, resume_hint, write_manifest
 
 STAGING = ".checkpoint-in-writing"
-"""Folder inside the run's folder in which a checkpoint is written. What a crash leaves there is removed."""
+"""Folder inside the run's folder in which a checkpoint is written. Leftovers of a crash are removed."""
 
 _TORCH_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream", "file write failed")
 

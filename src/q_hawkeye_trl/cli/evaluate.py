@@ -25,7 +25,7 @@ from .score import (
 
 Range = tuple[float, float]
 
-# Options that belong to one of the two ways to get scores; given with the other they would do nothing.
+# Options of --data, refused with --scores because they would have no effect.
 _OF_DATA = ["model", "split", "rollouts", "batch_size", "max_new_tokens", "max_pixels", "dtype", "device"]
 _OF_DATA += ["attn_implementation", "backend", "trust_remote_code", "out"]
 
@@ -125,7 +125,7 @@ def evaluate(
         overwrite=overwrite,
     )
     ends = {"mos_range": mos_range}
-    # before hours are spent on the scores
+    # fail before the scoring, which can take hours
     matched(unscored_tables(images, question, **ends), analysis["others"], analysis["other_name"])
     with reported_interrupt(job, out), job.scored(images.sources, out) as finished:
         if finished is None:
@@ -156,7 +156,7 @@ def evaluate(
 def _inputs(
     scores: list[str] | None, data: list[str] | None, further: list[str] | None, given: set[str]
 ) -> tuple[list[str], list[str]]:
-    """The files and the folders; `--data A B` gives the second one as an argument."""
+    """Return the files and the folders; in `--data A B`, B arrives as an argument."""
     if bool(scores) == bool(data):
         raise ValueError("Name either files of scores (--scores FILE…) or prepared data (--model M --data DIR…).")
     idle = [name for name in _OF_DATA if scores and name in given]

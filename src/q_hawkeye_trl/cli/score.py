@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 SOME_UNREADABLE = 3
 """Exit status of a run that ended with images that could not be read."""
 
-MODEL = typer.Option(help="Folder or Hub name of a model or a LoRA adapter. Without it a bundled toy scores.")
-ROLLOUTS = typer.Option(min=1, help="Answers to each image, sampled. Without it one greedy answer.")
+MODEL = typer.Option(help="Folder or Hub name of a model or a LoRA adapter. By default the bundled toy policy.")
+ROLLOUTS = typer.Option(min=1, help="Sampled answers per image. By default one greedy answer.")
 BATCH_SIZE = typer.Option(min=1, help="Answers generated at once.")
 LENGTH = typer.Option(min=1, help="Longest answer, in tokens.")
-PIXELS = typer.Option(min=1, help="Largest image that the model sees. By default as it was trained.")
+PIXELS = typer.Option(min=1, help="Largest image that the model sees. By default the limit of its training.")
 DTYPE = typer.Option(help="auto, float32, bfloat16 or float16. By default auto; float32 on the CPU.")
 DEVICE = typer.Option(help="For example cpu or cuda:1. By default the accelerator, if there is one.")
 ATTENTION = typer.Option(help="For example flash_attention_2.")
@@ -34,17 +34,17 @@ def score(
     ],
     model: Annotated[str | None, MODEL] = None,
     out: Annotated[str | None, typer.Option(help="File to write: .jsonl, .csv or .parquet.")] = None,
-    html: Annotated[str | None, typer.Option(help="Page with pictures, scores and reasoning to write.")] = None,
+    html: Annotated[str | None, typer.Option(help="Page to write, with pictures, scores and reasoning.")] = None,
     rollouts: Annotated[int | None, ROLLOUTS] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
-    reasoning: Annotated[bool, typer.Option("--reasoning", help="Put the reasoning into the file.")] = False,
+    reasoning: Annotated[bool, typer.Option("--reasoning", help="Write the reasoning to the file.")] = False,
     split: Annotated[str | None, typer.Option(help="Split of a `datasets` folder.")] = None,
     batch_size: Annotated[int, BATCH_SIZE] = 64,
     max_new_tokens: Annotated[int, LENGTH] = 1024,
     max_pixels: Annotated[int | None, PIXELS] = None,
     score_min: Annotated[float | None, typer.Option(help="Lower end of the scale, if not the model's.")] = None,
     score_max: Annotated[float | None, typer.Option(help="Upper end of the scale, if not the model's.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Another question than the model's.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question that replaces the model's.")] = None,
     score_parser: Annotated[
         str | None, typer.Option(help="Reader of scores, if not the model's: number, boxed or module:function.")
     ] = None,
@@ -106,7 +106,7 @@ def scoring_job(
     trust_remote_code: bool,
     overwrite: bool,
 ) -> "tuple[ScoringJob, Question]":
-    """The job of a scoring command, and the question of its model: saved with it, but for what was `asked`."""
+    """Return the job of a scoring command, and its question: the one saved with the model, with `asked` applied."""
     from ..demo.policy import demo_policy_path
     from ..scoring.policy import find_question
     from ..scoring.run import ScoringJob, model_stamp
@@ -134,7 +134,7 @@ def scoring_job(
 
         from ..scoring.scorer import HawkeyeScorer
 
-        logging.disable_progress_bar()  # of the loading of weights
+        logging.disable_progress_bar()  # of loading weights
         own = asdict(question)
         try:
             return HawkeyeScorer(
@@ -159,7 +159,7 @@ def scoring_job(
 
 @contextmanager
 def reported_interrupt(job: "ScoringJob", out: str | None) -> Iterator[None]:
-    """Exit with status 130 and a line in place of a traceback on Ctrl-C."""
+    """On Ctrl-C, exit with status 130 and one line instead of a traceback."""
     try:
         yield
     except KeyboardInterrupt:
@@ -170,7 +170,7 @@ def reported_interrupt(job: "ScoringJob", out: str | None) -> Iterator[None]:
 
 
 def _launched_processes():
-    """The processes that a launcher started, and this one's device; one process and the default device without."""
+    """Return the launched processes and this one's device; without a launcher one process and `None`."""
     import atexit
     import os
     from datetime import timedelta
@@ -182,7 +182,7 @@ def _launched_processes():
     import torch
     from accelerate import PartialState
 
-    # a finished process waits for the others, possibly for long
+    # a finished process may wait long for the others
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     atexit.register(state.destroy_process_group)
     return Processes(state.process_index, state.num_processes, state.wait_for_everyone), state.device

@@ -64,7 +64,7 @@ def fit_logistic(predicted: ArrayLike, target: ArrayLike, start: Logistic | None
         or if no start leads to a finite curve.
 
     Raises:
-        `ValueError`: Not two 1-D sequences of one length, empty, or a value that is not finite.
+        `ValueError`: The inputs are not 1-D, differ in length, are empty, or hold a value that is not finite.
 
     Source: VQEG (2000), "Final report on the validation of objective models of video quality assessment".
     """

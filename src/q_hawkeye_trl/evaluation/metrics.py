@@ -23,10 +23,10 @@ def srcc(predicted: ArrayLike, target: ArrayLike) -> float:
             Mean opinion scores, on any scale.
 
     Returns:
-        `float`: In [-1, 1]; `nan` if either side is constant, as a single pair is.
+        `float`: In [-1, 1]; `nan` if either side is constant, for example with a single pair.
 
     Raises:
-        `ValueError`: Not two 1-D sequences of one length, empty, or a value that is not finite.
+        `ValueError`: The inputs are not 1-D, differ in length, are empty, or hold a value that is not finite.
 
     Source: Spearman (1904), "The proof and measurement of association between two things".
     """
@@ -119,7 +119,7 @@ def checked(predicted: ArrayLike, target: ArrayLike) -> tuple[np.ndarray, np.nda
     """Return both sequences as float64 arrays of shape `(N,)`; errors as for [`srcc`]."""
     predicted, target = np.asarray(predicted, dtype=np.float64), np.asarray(target, dtype=np.float64)
     if predicted.ndim != 1 or predicted.shape != target.shape:
-        raise ValueError(f"Expected two sequences of one length, got shapes {predicted.shape} and {target.shape}.")
+        raise ValueError(f"Expected two sequences of equal length, got shapes {predicted.shape} and {target.shape}.")
     if predicted.size == 0:
         raise ValueError("Both sequences are empty: expected at least one score.")
     for name, values in (("predicted", predicted), ("target", target)):

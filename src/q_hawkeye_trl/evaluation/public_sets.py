@@ -1,4 +1,4 @@
-"""What `public_sets.yaml` knows of test sets: the papers' protocols, published figures, kinds of distortion."""
+"""The test sets of `public_sets.yaml`: protocols of papers, published figures, kinds of distortion."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ _KNOWN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 _CSIQ = re.compile(r"[^./]+\.([A-Za-z0-9]+)\.\d\.png$")
 
 WHOLE = "all"
-"""In place of a split: every image of the set."""
+"""Instead of a split: every image of the set."""
 
 
 class Preset(NamedTuple):
@@ -21,7 +21,7 @@ class Preset(NamedTuple):
         name (`str`):
             Its name.
         splits (`dict[str, str]`), sizes (`dict[str, int]`):
-            By set: the split that is measured, or `WHOLE`, and its number of images.
+            By set: the evaluated split, or `WHOLE`, and its number of images.
         target (`str`):
             Labels of the correlations, `mos` or `mos_raw`.
         plcc (`str`):
@@ -66,13 +66,13 @@ def get_preset(name: str) -> Preset:
 
 
 def departures(preset: Preset, dataset: str, images: int) -> list[str]:
-    """Say in sentences how a measured set, of this name and number of images, differs from the protocol's."""
+    """Describe how a measured set, given by name and number of images, differs from the protocol's."""
     if dataset not in preset.splits:
         known = ", ".join(sorted(preset.splits))
         return [f"{preset.name} has no set {dataset!r} (it has {known}): only its labels and its PLCC are used."]
     expected = preset.sizes[dataset]
     if images != expected:
-        return [f"{preset.name} measures {dataset} on {expected} images, these are {images}: not the same test set."]
+        return [f"{preset.name} measures {dataset} on {expected} images, not {images}: this is a different test set."]
     return []
 
 
@@ -93,7 +93,7 @@ def distortion_of(dataset: str, image_id: str) -> str:
             File name, optionally with folders.
 
     Returns:
-        `str`: The kind, `type NN` where the set's numbers have no names here, or `""` for another set or name.
+        `str`: The kind, `type NN` if the set's number has no name here, or `""` for another set or name.
     """
     name = image_id.replace("\\", "/").rsplit("/", 1)[-1]
     if dataset == "csiq":

@@ -1,4 +1,4 @@
-"""All that a report says about a set, computed once: the terminal, the JSON and the pages read it from here."""
+"""The content of a report, computed once for the terminal, the JSON file and the pages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ MANY_MISSING = 0.01
 @dataclass(frozen=True)
 class SetResult:
     """
-    One set: its images and all that was computed from them.
+    One set: its images and everything computed from them.
 
     Args:
         table ([`ScoreTable`]):
@@ -27,7 +27,7 @@ class SetResult:
         by_distortion, by_group (`dict[str, dict]`):
             As [`~evaluation.figures.breakdown`] returns them; empty without kinds of distortion, or references.
         warnings (`list[str]`):
-            What a reader of the figures must know.
+            Caveats for the reader of the figures.
         published (`list[PublishedRow]`):
             Quoted figures.
         comparison (`dict`, *optional*):
@@ -91,7 +91,7 @@ def evaluate_sets(
         `list[SetResult]`: In the order of `tables`.
 
     Raises:
-        `ValueError`: Two sets have one name, or the other model has not scored the same images.
+        `ValueError`: Two sets have the same name, or the other model has not scored the same images.
     """
     results = []
     for table, other in zip(tables, matched(tables, others, other_name), strict=True):
@@ -121,9 +121,9 @@ def matched(
     tables: Sequence[ScoreTable], others: Sequence[ScoreTable], other_name: str
 ) -> list[ScoreTable] | list[None]:
     """
-    Return the other model's table for each set; `None` without another model. Scores are not needed yet.
+    Return the other model's table for each set, `None` without another model; no scores are read.
 
-    The names need not agree where there is one set on both sides. Raises `ValueError` as [`evaluate_sets`].
+    The names may differ if each side has one set. Raises `ValueError` as [`evaluate_sets`].
     """
     names = [table.name for table in tables]
     twice = {name for name in names if names.count(name) > 1}

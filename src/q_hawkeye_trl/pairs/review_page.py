@@ -68,7 +68,7 @@ def serve_review(
         os.environ["GRADIO_TEMP_DIR"] = str(cache)  # read by the components of the page
         page = build_page(gradio, data, cache)
         if host not in _LOOPBACK:
-            print(f"Everyone who can reach {host}:{port} can see these pictures and decide about them.")
+            print(f"Anyone who can reach {host}:{port} can see these pictures and decide about them.")
         shown = f"[{host}]" if ":" in host else host  # IPv6 in URLs
         _launch(gradio, page, shown, port, cache, _LOOPBACK if host in _LOOPBACK else None, open_browser)
         print(f"Review {folder} at http://{shown}:{port}/  (stop with Ctrl-C; decisions are in {path})", flush=True)
@@ -76,7 +76,7 @@ def serve_review(
             time.sleep(3600)
     except KeyboardInterrupt:
         print(f"Stopped; decisions are in {path}")
-        page.close(verbose=False)  # open requests would delay the end of the process
+        page.close(verbose=False)  # open requests would delay the exit
     finally:
         shutil.rmtree(cache, ignore_errors=True)
 
@@ -144,7 +144,7 @@ def build_page(gradio: ModuleType, data: ReviewData, cache: Path) -> Any:
         for name, button in buttons.items():
             button.click(getattr(handlers, name), inputs, outputs, **options)
         for choice in filters:
-            # a filter set while another one is still at work counts; a second click on a button does not
+            # a filter changed during another change is applied afterwards; a second click on a button is ignored
             choice.input(handlers.first, inputs, outputs, trigger_mode="always_last", **options)
     return page
 
@@ -161,7 +161,7 @@ def _filter_row(gradio: ModuleType, data: ReviewData) -> list:
 
 
 class _Handlers:
-    """Actions of the page: the pair that the browser shows and the filters give the next content of the page."""
+    """Actions of the page: each takes the shown pair and the filters, and returns the new content."""
 
     def __init__(self, gradio: ModuleType, data: ReviewData, cache: Path):
         self.gradio = gradio
@@ -308,8 +308,8 @@ _POLICY = (
 
 class PageGuard:
     """
-    ASGI middleware: passes only the routes that the page needs and files of `cache`, and forbids the browser to load
-    anything from elsewhere.
+    ASGI middleware: passes only the routes that the page needs and files of `cache`, and forbids the browser from
+    loading anything from elsewhere.
 
     With `hosts`, requests by other names are refused: a foreign site whose name resolves to this machine could read a
     page that listens on the loopback only. Starlette's `TrustedHostMiddleware` is no replacement: of two `Host`

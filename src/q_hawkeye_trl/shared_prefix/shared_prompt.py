@@ -85,7 +85,7 @@ class SharedPromptMixin(GRPOTrainer):
     def _prepare_inputs(self, generation_batch):
         inputs = super()._prepare_inputs(generation_batch)
         if self._before_shuffle is not None:
-            # TRL shuffled groups; what a shuffle of all rows draws, so that sampling goes on as without sharing
+            # TRL shuffled groups; draw as if it had shuffled all rows, so that sampling is the same as without sharing
             (state, rows), self._before_shuffle = self._before_shuffle, None
             torch.set_rng_state(state)
             torch.randperm(rows)

@@ -1,33 +1,22 @@
-"""Runs of several recipes over the same seeds, side by side: intervals, paired differences, curves and their page."""
+"""Comparison of recipes trained over the same seeds: intervals, paired differences, learning curves and their page."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from ..report.plots import logged_curves, panel_figure, running_mean, save_figure
-from ..wording import FIGURES, escape
+from ..wording import DASH, FIGURES, counted, escape, markdown_table, number
 
 
 class Run(NamedTuple):
     """
-    One finished training.
-
-    Args:
-        recipe (`str`):
-            Name of its recipe.
-        seed (`int`):
-            Its seed.
-        figures (`Mapping[str, Mapping[str, float | None]]`):
-            By the images measured on (`before`, `after`, `unseen`), the figures with the keys of
-            [`~wording.FIGURES`]; `before` is the start of the training on the images of `after`.
-        metrics (`Sequence[Mapping]`):
-            Lines of its `metrics.jsonl`.
+    One finished training: its recipe and seed, the figures by the images measured (`before`, `after`, `unseen`) and
+    the lines of its `metrics.jsonl`. `before` is the start of the training, on the images of `after`.
     """
 
     recipe: str
@@ -37,15 +26,7 @@ class Run(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """
-    A mean and its 95% confidence interval over seeds.
-
-    Args:
-        mean (`float`), low (`float`), high (`float`):
-            `nan` where there is no value; ends `nan` where one value allows none.
-        seeds (`int`):
-            Number of values.
-    """
+    """A mean over seeds and its 95% confidence interval; `nan` without values, ends `nan` for one value."""
 
     mean: float
     low: float
@@ -55,23 +36,14 @@ class Interval(NamedTuple):
     def text(self, sign: str = "") -> str:
         """`0.850 [0.841, 0.859]`; with `sign` "+" a plus before positive numbers."""
         if math.isnan(self.mean):
-            return "–"
+            return DASH
         if math.isnan(self.low):
             return f"{self.mean:{sign}.3f}"
         return f"{self.mean:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """
-    Computes Student's t interval of a mean.
-
-    Args:
-        values (`Sequence[float]`):
-            One value a seed, finite.
-
-    Returns:
-        [`Interval`]
-    """
+    """Student's t interval of the mean of finite values, one per seed."""
     array = np.asarray(values, dtype=float)
     if not len(array):
         return Interval(math.nan, math.nan, math.nan, 0)
@@ -95,15 +67,13 @@ def paired_differences(runs: Sequence[Run], recipe: str, baseline: str, data: st
 
 
 def results_csv(runs: Sequence[Run]) -> str:
-    """All figures as CSV: `recipe`, `seed`, `images`, then a column a figure; empty where there is none."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["recipe", "seed", "images", *FIGURES])
-    for run in runs:
-        for data, figures in run.figures.items():
-            row = [figures.get(figure) for figure in FIGURES]
-            writer.writerow([run.recipe, run.seed, data, *("" if value is None else value for value in row)])
-    return out.getvalue()
+    """All figures as CSV: `recipe`, `seed`, `images` and a column per figure, empty if undefined."""
+    rows = [
+        {"recipe": run.recipe, "seed": run.seed, "images": data, **{figure: figures.get(figure) for figure in FIGURES}}
+        for run in runs
+        for data, figures in run.figures.items()
+    ]
+    return pd.DataFrame(rows, columns=["recipe", "seed", "images", *FIGURES]).to_csv(index=False, lineterminator="\n")
 
 
 IMAGES = {"after": "Held-out images", "unseen": "Held-out images with distortions that no run has seen"}
@@ -120,31 +90,31 @@ def ablation_page(
     curves: str | None,
 ) -> str:
     """
-    Writes the page of a set of runs in Markdown.
+    Write the Markdown page of a set of runs.
 
     Args:
         runs (`Sequence[Run]`):
-            The finished ones.
+            Finished runs.
         recipes (`Mapping[str, str]`):
-            What each recipe is, by its name, in the order of the tables.
+            Description of each recipe by name, in the order of the tables.
         baseline (`str`):
             Name of the recipe that the others are compared with.
         failures (`Mapping[tuple[str, int], str]`):
-            Why a run failed, by recipe and seed.
+            Reason of each failure, by recipe and seed.
         facts (`Mapping[str, str]`):
             Lines for the top: seeds, options, versions, machine.
         curves (`str`, *optional*):
-            File of the picture, beside the page.
+            File name of the learning curves.
 
     Returns:
         `str`
     """
     lines = ["# Ablations", "", *(f"- {escape(name)}: {escape(text)}" for name, text in facts.items()), ""]
-    lines += ["| recipe | what it is |", "|---|---|"]
-    lines += [f"| {escape(name)} | {escape(text)} |" for name, text in recipes.items()]
+    lines += [
+        markdown_table(["recipe", "what it is"], [[escape(name), escape(text)] for name, text in recipes.items()])
+    ]
     if failures:
-        count = "1 run" if len(failures) == 1 else f"{len(failures)} runs"
-        lines += ["", f"## {count} failed", ""]
+        lines += ["", f"## {counted(len(failures), 'run')} failed", ""]
         lines += [f"- {escape(name)}, seed {seed}: {escape(why)}" for (name, seed), why in failures.items()]
     for data, title in IMAGES.items():
         if any(data in run.figures for run in runs):
@@ -156,30 +126,33 @@ def ablation_page(
 
 
 def _tables(runs: Sequence[Run], recipes: list[str], baseline: str, data: str) -> list[str]:
-    head = "| " + " | ".join(FIGURES.values()) + " |"
-    rule = "|---" * len(FIGURES) + "|"
-    lines = ["Mean over the seeds [95% t interval].", "", f"| recipe | seeds {head}", f"|---|---{rule}"]
-    if data == "after":
-        lines += _starts(runs, recipes)
+    head = ["recipe", "seeds", *FIGURES.values()]
+    rows = _start_rows(runs, recipes) if data == "after" else []
     for name in recipes:
         count = len([run for run in runs if run.recipe == name and data in run.figures])
-        lines.append(f"| {escape(name)} | {count} | {_cells(runs, name, data)}")
+        found = [t_interval(list(values_by_seed(runs, name, data, figure).values())) for figure in FIGURES]
+        rows.append([escape(name), str(count), *(interval.text() for interval in found)])
+    lines = ["Mean over the seeds [95% t interval].", "", markdown_table(head, rows)]
     others = [name for name in recipes if name != baseline]
     if not others:
         return lines
-    lines += ["", f"Difference to {escape(baseline)}, paired by seed [95% t interval].", ""]
-    lines += [f"| recipe | seeds {head}", f"|---|---{rule}"]
+    rows = []
     clear = total = 0
     for name in others:
         found = [t_interval(list(paired_differences(runs, name, baseline, data, f).values())) for f in FIGURES]
         clear += sum(interval.low > 0 or interval.high < 0 for interval in found)
         total += sum(interval.seeds > 1 for interval in found)
-        cells = " | ".join(interval.text("+") for interval in found)
-        lines.append(f"| {escape(name)} | {max(interval.seeds for interval in found)} | {cells} |")
-    lines += ["", f"{clear} of {total} intervals leave zero out. They are not corrected for their number: of twenty "]
-    lines[-1] += "differences that are none, one such interval leaves zero out by chance, on average."
-    if not total:
-        lines[-1] = "One seed allows no interval: nothing follows from these differences."
+        seeds = max(interval.seeds for interval in found)
+        rows.append([escape(name), str(seeds), *(interval.text("+") for interval in found)])
+    lines += [
+        "",
+        f"Difference to {escape(baseline)}, paired by seed [95% t interval].",
+        "",
+        markdown_table(head, rows),
+    ]
+    note = f"{clear} of {total} intervals exclude zero. They are not corrected for their number: of twenty zero "
+    note += "differences, one such interval excludes zero by chance, on average."
+    lines += ["", note if total else "One seed allows no interval: nothing follows from these differences."]
     lines += ["", f"Differences in {FIGURES['srcc_sampled']} by seed:", ""]
     for name in others:
         by_seed = paired_differences(runs, name, baseline, data, "srcc_sampled")
@@ -188,39 +161,24 @@ def _tables(runs: Sequence[Run], recipes: list[str], baseline: str, data: str) -
     return lines
 
 
-def _starts(runs: Sequence[Run], recipes: Sequence[str]) -> list[str]:
-    """Rows of the start: one where all recipes have it in common, otherwise, as with two models, one a recipe."""
+def _start_rows(runs: Sequence[Run], recipes: Sequence[str]) -> list[list[str]]:
+    """Rows of the start: one if all recipes share it, otherwise, e.g. with two models, one per recipe."""
     cells = {}
     for name in recipes:
         means = [t_interval(list(values_by_seed(runs, name, "before", figure).values())).mean for figure in FIGURES]
         if not all(map(math.isnan, means)):
-            cells[name] = " | ".join("–" if math.isnan(mean) else f"{mean:.3f}" for mean in means) + " |"
-    if len(set(cells.values())) == 1:
-        return [f"| (before training) | | {next(iter(cells.values()))}"]
-    return [f"| ({escape(name)} before training) | | {text}" for name, text in cells.items()]
-
-
-def _cells(runs: Sequence[Run], recipe: str, data: str) -> str:
-    """Cells of one recipe: means with their intervals."""
-    found = [t_interval(list(values_by_seed(runs, recipe, data, figure).values())) for figure in FIGURES]
-    return " | ".join(interval.text() for interval in found) + " |"
+            cells[name] = ["", *map(number, means)]
+    if cells and all(row == next(iter(cells.values())) for row in cells.values()):
+        return [["(before training)", *next(iter(cells.values()))]]
+    return [[f"({escape(name)} before training)", *row] for name, row in cells.items()]
 
 
 def plot_ablations(runs: Sequence[Run], path: str | Path, title: str = "") -> bool:
     """
-    Draws the learning curves of all runs, one panel a metric and one colour a recipe: a thin line a run, a thick one
-    for the mean over the seeds. Metrics of the training are running means over ten values.
+    Draw the learning curves of finished runs as a PNG: one panel per metric and one color per recipe.
 
-    Args:
-        runs (`Sequence[Run]`):
-            Finished runs.
-        path (`str` or `Path`):
-            PNG file to write.
-        title (`str`, *optional*, defaults to `""`):
-            Title of the picture.
-
-    Returns:
-        `bool`: Whether there was anything to draw.
+    A thin line is a run, a thick one the mean over the seeds. Training metrics are running means over ten values.
+    Returns whether there was anything to draw.
     """
     from matplotlib import colormaps
 

@@ -26,11 +26,11 @@ PROGRAM = "q-hawkeye train"
 
 def main(argv: Sequence[str]) -> None:
     """
-    Run `q-hawkeye train`: in this process, or in several, which a launcher starts.
+    Run `q-hawkeye train`, in this process or in several started by a launcher.
 
     Args:
         argv (`Sequence[str]`):
-            Words after `train`.
+            Arguments after `train`.
     """
     with short_errors(PROGRAM):
         parser = make_parser(PROGRAM)

@@ -35,12 +35,18 @@ def prepare_run_folder(training_args: "HawkeyeGRPOConfig", *, numbered: bool) ->
     """
     from accelerate.utils import broadcast_object_list
 
+    from ..checkpointing.checkpoint_files import choose_checkpoint
+
     resume = _resume_choice(training_args.resume_from_checkpoint)
     own = resume in ("true", "auto") or _is_inside(resume, training_args.output_dir)
     choice = [choose_run_folder(training_args.output_dir, resume=own, numbered=numbered)]
     training_args.output_dir = str(broadcast_object_list(choice)[0])
     create_run_folder(training_args.output_dir)
-    return _find_checkpoint(resume, training_args.output_dir)
+    if resume is None:
+        return None
+    folder = training_args.output_dir
+    is_started = {"is_started": lambda: was_started(folder)} if resume == "auto" else {}
+    return choose_checkpoint(True if resume in ("true", "auto") else resume, folder, **is_started)
 
 
 def choose_run_folder(wanted: str | Path, *, resume: bool, numbered: bool) -> Path:
@@ -95,32 +101,6 @@ def _resume_choice(value: str | bool | None) -> str | None:
 
 def _is_inside(checkpoint: str | None, folder: str) -> bool:
     return checkpoint is not None and Path(folder).resolve() in Path(checkpoint).resolve().parents
-
-
-def _find_checkpoint(resume: str | None, output_dir: str) -> str | None:
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    from ..checkpointing.checkpoint_files import checkpoint_problem, last_complete_checkpoint
-
-    if resume is None:
-        return None
-    choice: list = [None, None]
-    if PartialState().is_main_process:  # one choice, and one message, for all ranks
-        try:
-            if resume in ("true", "auto"):
-                started = resume == "true" or was_started(output_dir)
-                choice[0] = str(last_complete_checkpoint(output_dir)) if started else None
-            elif problem := checkpoint_problem(resume):
-                choice[1] = f"{resume} is not a complete checkpoint ({problem}); name another one."
-            else:
-                choice[0] = resume
-        except (FileNotFoundError, FileExistsError) as error:
-            choice[1] = str(error)
-    checkpoint, problem = broadcast_object_list(choice)
-    if problem:
-        raise ValueError(problem)
-    return checkpoint
 
 
 def read_metrics(path: str | Path) -> list[dict]:
