@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from datasets import load_from_disk
 
-from iqa_layouts import write_images
-from iqa_sets import SETS, levels, run_cli
+from iqa_sets import SETS, run_cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,42 +20,42 @@ def cli(monkeypatch, capsys):
     return functools.partial(run_cli, monkeypatch, capsys)
 
 
+@pytest.fixture
+def prepared(tmp_path, cli):
+    """Builds a set of `SETS` and prepares it by the command line."""
+
+    def prepare(name, *options):
+        if not (tmp_path / name).exists():
+            SETS[name][0](tmp_path / name)
+        words = ["--root", tmp_path / name, "--out", tmp_path / "p" / name, *options]
+        status, out, error = cli("prepare", name, *words)
+        assert status == 0, error
+        return load_from_disk(tmp_path / "p" / name), out
+
+    return prepare
+
+
 @pytest.mark.parametrize("name", SETS)
-def test_every_set_is_prepared_by_one_command(name, tmp_path, cli):
-    build, options, count = SETS[name]
-    build(tmp_path / name)
-    status, out, error = cli("prepare", name, "--root", tmp_path / name, "--out", tmp_path / "out", *options)
-    assert status == 0, error
-    data = load_from_disk(tmp_path / "out")
+def test_every_set_is_prepared_by_one_command(name, prepared):
+    _, options, count = SETS[name]
+    data, out = prepared(name, *options)
     assert sum(map(len, data.values())) == count
     assert {"deqa": "x", "table": "mine"}.get(name, name) in set(data["train"]["dataset"][:])
-    for split in data.values():
-        for row in split:
-            assert 1 <= row["mos"] <= 5
-            assert row["image"].size[0] > 0
+    for row in (row for split in data.values() for row in split):
+        assert 1 <= row["mos"] <= 5
+        assert row["image"].size[0] > 0
     assert "README.md" in out
     assert f"{len(data['train'])}" in out
-    status, out, _ = cli("prepare", name, "--root", tmp_path / name, "--out", tmp_path / "out", *options)
-    assert status == 0
-    assert "exists already" in out
+    assert "exists already" in prepared(name, *options)[1]
 
 
-def test_options_reach_the_library(tmp_path, cli):
-    SETS["koniq10k"][0](tmp_path / "k")
-    status, _, error = cli("prepare", "koniq10k", "--root", tmp_path / "k", "--out", tmp_path / "a", "--scale", "raw")
-    assert status == 0, error
-    assert set(load_from_disk(tmp_path / "a")["train"]["mos_scale"]) == {"raw"}
-    SETS["agiqa3k"][0](tmp_path / "g")
-    words = ["prepare", "agiqa3k", "--root", tmp_path / "g", "--target", "alignment"]
-    assert cli(*words, "--out", tmp_path / "b", "--embed", "--seed", 4, "--shares", "0.5,0,0.5")[0] == 0
-    data = load_from_disk(tmp_path / "b")
-    assert list(data) == ["train", "test"]
-    record = json.loads((tmp_path / "b" / "prepare.json").read_text())["request"]
+def test_options_reach_the_library(tmp_path, prepared):
+    assert set(prepared("koniq10k", "--scale", "raw")[0]["train"]["mos_scale"]) == {"raw"}
+    words = ["--target", "alignment", "--embed", "--seed", 4, "--shares", "0.5,0,0.5"]
+    assert list(prepared("agiqa3k", *words)[0]) == ["train", "test"]
+    record = json.loads((tmp_path / "p" / "agiqa3k" / "prepare.json").read_text())["request"]
     assert (record["dataset"], record["seed"], record["embed"]) == ("agiqa3k-alignment", 4, True)
-    SETS["livec"][0](tmp_path / "l")
-    words = ["prepare", "livec", "--root", tmp_path / "l", "--out", tmp_path / "c", "--keep-training-images"]
-    assert cli(*words)[0] == 0
-    assert sum(map(len, load_from_disk(tmp_path / "c").values())) == 12
+    assert sum(map(len, prepared("livec", "--keep-training-images")[0].values())) == 12
 
 
 def test_bad_input_ends_in_its_message_and_status_1(tmp_path, cli):
@@ -79,7 +78,7 @@ def test_bad_input_ends_in_its_message_and_status_1(tmp_path, cli):
     assert cli("prepare", "imagenet", "--root", tmp_path, "--out", tmp_path / "x")[0] == 2
 
 
-def test_an_interruption_says_how_to_go_on(tmp_path, cli, monkeypatch):
+def test_an_interruption_says_how_to_resume(tmp_path, cli, monkeypatch):
     SETS["spaq"][0](tmp_path / "s")
 
     def stop(*_):
@@ -96,20 +95,6 @@ def test_an_interruption_says_how_to_go_on(tmp_path, cli, monkeypatch):
     assert cli(*words)[0] == 0
 
 
-def test_mix_joins_what_prepare_wrote(tmp_path, cli):
-    for name in ("kadid10k", "tid2013"):
-        SETS[name][0](tmp_path / name)
-    write_images(tmp_path / "tid2013" / "distorted_images", levels("{}_01_{}.bmp", ["I01", "i02", "I03"]), first=500)
-    for name in ("kadid10k", "tid2013"):
-        assert cli("prepare", name, "--root", tmp_path / name, "--out", tmp_path / "p" / name)[0] == 0
-    status, out, error = cli(
-        "prepare", "mix", tmp_path / "p/kadid10k", tmp_path / "p/tid2013", "--out", tmp_path / "m"
-    )
-    assert status == 0, error
-    assert len(load_from_disk(tmp_path / "m")["train"]) == 10
-    assert "README.md" in out
-
-
 def test_help_answers_without_the_heavy_packages():
     code = (
         "import sys; sys.argv = ['q-hawkeye', 'prepare', '--help']\n"
@@ -122,14 +107,13 @@ def test_help_answers_without_the_heavy_packages():
     assert process.stdout.strip().endswith("[]"), process.stdout[-300:] + process.stderr[-300:]
 
 
-def test_the_training_script_takes_a_prepared_mix(tmp_path, cli, monkeypatch):
+def test_the_training_script_takes_a_prepared_mix(tmp_path, cli, prepared, monkeypatch):
     """Two sets, one of them without spreads, in two steps of training."""
-    SETS["koniq10k"][0](tmp_path / "koniq10k")
-    SETS["spaq"][0](tmp_path / "spaq")
-    for name in ("koniq10k", "spaq"):
-        words = ["--root", tmp_path / name, "--out", tmp_path / "p" / name]
-        assert cli("prepare", name, *words)[0] == 0
-    assert cli("prepare", "mix", tmp_path / "p/koniq10k", tmp_path / "p/spaq", "--out", tmp_path / "mix")[0] == 0
+    parts = [prepared(name)[0]["train"] for name in ("koniq10k", "spaq")]
+    status, out, error = cli("prepare", "mix", tmp_path / "p/koniq10k", tmp_path / "p/spaq", "--out", tmp_path / "mix")
+    assert status == 0, error
+    assert len(load_from_disk(tmp_path / "mix")["train"]) == sum(map(len, parts))
+    assert "README.md" in out
     script = ROOT / "examples" / "train_koniq.py"
     words = ["--dataset", tmp_path / "mix", "--output_dir", tmp_path / "run", "--max_steps", 2, "--bf16", "false"]
     words += ["--per_device_train_batch_size", 8, "--num_generations", 4, "--use_cpu", "true", "--held_out_images", 4]

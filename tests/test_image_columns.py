@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,50 +21,31 @@ DEEP = (RAMP * 13).astype(np.uint16)  # up to 61,139
 SHALLOW = (RAMP % 256).astype(np.uint8)
 
 
-def grey_file(array, path):
-    PILImage.fromarray(array).save(path)
-    return np.repeat(np.rint(array / (257 if array.dtype == np.uint16 else 1)).astype(np.uint8)[:, :, None], 3, axis=2)
-
-
-def rgba_file(path):
-    colour = np.stack([SHALLOW, 255 - SHALLOW, SHALLOW // 2, np.where(RAMP % 2, 255, 0).astype(np.uint8)], axis=2)
-    PILImage.fromarray(colour).save(path)
-    return np.where(RAMP[:, :, None] % 2, colour[:, :, :3], 255).astype(np.uint8)  # opaque or clear
-
-
-def rotated_file(path):
-    stored = np.stack([SHALLOW.T, SHALLOW.T // 3, 255 - SHALLOW.T], axis=2)
-    exif = PILImage.Exif()
-    exif[ORIENTATION] = 6  # the first stored column is the upper edge, turned to the right
-    PILImage.fromarray(stored).save(path, exif=exif)
-    return stored.transpose(1, 0, 2)[:, ::-1]
-
-
-def palette_file(path):
-    palette = np.stack([np.arange(256), 255 - np.arange(256), np.arange(256) // 2], axis=1).astype(np.uint8)
-    image = PILImage.new("P", (84, 56))
-    image.putdata(SHALLOW.flatten().tolist())
-    image.putpalette(palette.flatten().tolist())
-    image.save(path)
-    return palette[SHALLOW]
-
-
 @pytest.fixture
 def files(tmp_path):
     """Files of four kinds and the array of each."""
-    paths = {name: str(tmp_path / f"{name}.png") for name in ("deep", "clear", "turned", "palette")}
-    arrays = {
-        "deep": grey_file(DEEP, paths["deep"]),
-        "clear": rgba_file(paths["clear"]),
-        "turned": rotated_file(paths["turned"]),
-        "palette": palette_file(paths["palette"]),
+    exif = PILImage.Exif()
+    exif[ORIENTATION] = 6  # the first stored column is the upper edge, turned to the right
+    opaque = RAMP % 2 == 1
+    colour = np.stack([SHALLOW, 255 - SHALLOW, SHALLOW // 2, np.where(opaque, 255, 0).astype(np.uint8)], axis=2)
+    stored = np.stack([SHALLOW.T, SHALLOW.T // 3, 255 - SHALLOW.T], axis=2)
+    palette = np.stack([np.arange(256), 255 - np.arange(256), np.arange(256) // 2], axis=1).astype(np.uint8)
+    indexed = PILImage.fromarray(SHALLOW)
+    indexed.putpalette(palette.flatten().tolist())
+    images = {
+        "deep": (PILImage.fromarray(DEEP), np.repeat(np.rint(DEEP / 257).astype(np.uint8)[:, :, None], 3, axis=2)),
+        "clear": (PILImage.fromarray(colour), np.where(opaque[:, :, None], colour[:, :, :3], 255).astype(np.uint8)),
+        "turned": (PILImage.fromarray(stored), stored.transpose(1, 0, 2)[:, ::-1]),
+        "palette": (indexed, palette[SHALLOW]),
     }
-    return paths, arrays
+    paths = {name: str(tmp_path / f"{name}.png") for name in images}
+    for name, (image, _) in images.items():
+        image.save(paths[name], exif=exif if name == "turned" else None)
+    return paths, {name: array for name, (_, array) in images.items()}
 
 
 def file_bytes(path):
-    with open(path, "rb") as file:
-        return file.read()
+    return Path(path).read_bytes()
 
 
 def opened(path):

@@ -59,15 +59,18 @@ def _palette(values, mode="P"):
     return image
 
 
-def _deep(dtype="<u2"):
-    return np.array([[0, 257, 1000, 32768, 65535]], dtype=dtype)
-
-
 def _greys(*values):
     return [(value, value, value) for value in values]
 
 
 DEEP = _greys(0, 1, 4, 128, 255)
+_DEEP = np.array([[0, 257, 1000, 32768, 65535]], dtype="<u2")
+
+
+def _assert_pixels(image, expected, tolerance=0):
+    assert image.mode == "RGB"
+    assert np.abs(np.array(image).astype(int)[0] - expected).max() <= tolerance
+
 
 # Mode -> an image of it and its RGB pixels, worked out by the mode's definition.
 MODES = {
@@ -84,32 +87,27 @@ MODES = {
     "CMYK": (lambda: _pixels("CMYK", [(0, 255, 255, 0), (0, 0, 0, 255)]), [(255, 0, 0), (0, 0, 0)]),
     "YCbCr": (lambda: _pixels("YCbCr", [(77, 128, 128), (76, 85, 255)]), [(77, 77, 77), (254, 0, 0)]),
     "HSV": (lambda: _pixels("HSV", [(0, 255, 255), (0, 0, 77)]), [(255, 0, 0), (77, 77, 77)]),
-    "I": (lambda: Image.fromarray(_deep("<i4")), DEEP),
-    "I;16": (lambda: Image.fromarray(_deep()), DEEP),
-    "I;16L": (lambda: Image.frombytes("I;16L", (5, 1), _deep().tobytes()), DEEP),
-    "I;16B": (lambda: Image.frombytes("I;16B", (5, 1), _deep(">u2").tobytes()), DEEP),
-    "I;16N": (lambda: Image.frombytes("I;16N", (5, 1), _deep("=u2").tobytes()), DEEP),
+    "I": (lambda: Image.fromarray(_DEEP.astype("<i4")), DEEP),
+    "I;16": (lambda: Image.fromarray(_DEEP), DEEP),
+    "I;16L": (lambda: Image.frombytes("I;16L", (5, 1), _DEEP.tobytes()), DEEP),
+    "I;16B": (lambda: Image.frombytes("I;16B", (5, 1), _DEEP.astype(">u2").tobytes()), DEEP),
+    "I;16N": (lambda: Image.frombytes("I;16N", (5, 1), _DEEP.astype("=u2").tobytes()), DEEP),
 }
-REFUSED = {"F", "LAB"}
-
-
-def test_every_mode_of_pillow_is_converted_or_refused():
-    assert set(Image.MODES) == set(MODES) | REFUSED
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_are_converted(mode):
     make, expected = MODES[mode]
-    image = load_image(make())
     assert make().mode == mode
-    assert image.mode == "RGB"
-    assert np.abs(np.array(image).astype(int)[0] - expected).max() <= (1 if mode == "YCbCr" else 0)
+    _assert_pixels(load_image(make()), expected, tolerance=1 if mode == "YCbCr" else 0)
 
 
-@pytest.mark.parametrize("mode", sorted(REFUSED))
-def test_modes_without_a_defined_conversion_are_refused_by_file_and_mode(tmp_path, mode):
-    Image.new(mode, (4, 4)).save(tmp_path / "odd.tiff")
-    refused(rf"odd\.tiff.*mode {mode}", load_image, tmp_path / "odd.tiff")
+def test_modes_without_a_defined_conversion_are_refused_by_file_and_mode(tmp_path):
+    others = sorted(set(Image.MODES) - set(MODES))
+    assert others == ["F", "LAB"]
+    for mode in others:
+        Image.new(mode, (4, 4)).save(tmp_path / "odd.tiff")
+        refused(rf"odd\.tiff.*mode {mode}", load_image, tmp_path / "odd.tiff")
 
 
 @pytest.mark.parametrize("value", [70000, -1])
@@ -119,8 +117,8 @@ def test_integers_beyond_16_bits_are_refused(value):
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_16_bit_grey_files(tmp_path, suffix):
-    Image.fromarray(_deep()).save(tmp_path / f"a.{suffix}")
-    assert np.array(load_image(tmp_path / f"a.{suffix}"))[0].tolist() == [list(pixel) for pixel in DEEP]
+    Image.fromarray(_DEEP).save(tmp_path / f"a.{suffix}")
+    _assert_pixels(load_image(tmp_path / f"a.{suffix}"), DEEP)
 
 
 @pytest.mark.parametrize(
@@ -128,36 +126,33 @@ def test_16_bit_grey_files(tmp_path, suffix):
     [
         (lambda: _palette([0, 1]), 1, [(10, 20, 30), (255, 255, 255)]),
         (lambda: _pixels("L", [7, 77]), 77, _greys(7, 255)),
-        (lambda: Image.fromarray(_deep()), 1000, _greys(0, 1, 255, 128, 255)),
+        (lambda: Image.fromarray(_DEEP), 1000, _greys(0, 1, 255, 128, 255)),
     ],
 )
 def test_a_transparent_entry_of_a_png_is_white(tmp_path, image, key, expected):
     image().save(tmp_path / "clear.png", transparency=key)
-    assert np.array(load_image(tmp_path / "clear.png"))[0].tolist() == [list(pixel) for pixel in expected]
+    _assert_pixels(load_image(tmp_path / "clear.png"), expected)
 
 
 def test_a_cell_is_a_file_bytes_or_an_image(tmp_path):
     path = tmp_path / "a.png"
-    Image.fromarray(_deep()).save(path)
+    Image.fromarray(_DEEP).save(path)
     data, opened = path.read_bytes(), Image.open(path)
     cells = [path, str(path), data, opened, {"path": str(path), "bytes": None}, {"path": "gone.png", "bytes": data}]
     for cell in cells:
-        assert np.array(decode_cell(cell, "row 1"))[0].tolist() == [list(pixel) for pixel in DEEP]
+        _assert_pixels(decode_cell(cell, "row 1"), DEEP)
 
 
-@pytest.mark.parametrize(
-    ("cell", "named"),
-    [
+def test_errors_of_a_cell_start_with_its_place():
+    for cell, named in (
         (None, "no image"),
         ({"path": None, "bytes": None}, "no image"),
         ({"path": "a.png", "bytes": b"text"}, "a.png"),
         (b"text", "in memory"),
         ("gone.png", "gone.png"),
-    ],
-)
-def test_errors_of_a_cell_start_with_its_place(cell, named):
-    with pytest.raises((ValueError, FileNotFoundError), match=f"^row 1, column `image`: .*{named}"):
-        decode_cell(cell, "row 1, column `image`")
+    ):
+        error = FileNotFoundError if cell == "gone.png" else ValueError
+        refused(f"^row 1, column `image`: .*{named}", decode_cell, cell, "row 1, column `image`", error=error)
 
 
 def test_the_first_frame_of_an_animation_counts(tmp_path):
@@ -173,14 +168,9 @@ def test_truncated_files_are_named(tmp_path, suffix, share):
     Image.fromarray(_noise()).save(path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     refused(rf"cut\.{suffix}.*not a readable image.*fetch the file again", load_image, path)
-
-
-def test_an_image_that_was_opened_but_is_broken_is_named_too(tmp_path):
-    path = tmp_path / "cut.jpg"
-    Image.fromarray(_noise()).save(path)
-    path.write_bytes(path.read_bytes()[:2000])
-    with Image.open(path) as image, pytest.raises(ValueError, match=r"cut\.jpg"):
-        load_image(image)
+    if suffix == "jpg" and share > 0.1:
+        with Image.open(path) as image:  # opened already
+            refused(r"cut\.jpg", load_image, image)
 
 
 @pytest.mark.parametrize(

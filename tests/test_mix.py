@@ -31,42 +31,31 @@ def _set(tmp_path, name, count, first=0, embed=False):
     return tmp_path / name
 
 
-def _ids(folder, split):
-    return load_from_disk(folder)[split]["image_id"][:]
-
-
 @pytest.mark.parametrize(("shard", "batch"), [(2000, 64), (13, 5)])
 def test_sets_alternate_in_proportion_and_nothing_is_lost(tmp_path, monkeypatch, shard, batch):
     monkeypatch.setattr("q_hawkeye_trl.data.mix._SHARD_ROWS", shard)
     monkeypatch.setattr("q_hawkeye_trl.data.mix._BATCH_ROWS", batch)
-    a, b = _set(tmp_path, "a", 50), _set(tmp_path, "b", 100, first=1000, embed=True)
-    result = mix([a, b], tmp_path / "out")
+    sets = {"a": _set(tmp_path, "a", 50), "b": _set(tmp_path, "b", 100, first=1000, embed=True)}
+    result = mix(list(sets.values()), tmp_path / "out")
     data = load_from_disk(tmp_path / "out")
     assert list(data) == ["train", "test"]
-    for split in data:
-        assert sorted(data[split]["image_id"][:]) == sorted(_ids(a, split) + _ids(b, split))
-        for name, folder in (("a", a), ("b", b)):
-            of_one = [i for i, d in zip(data[split]["image_id"], data[split]["dataset"], strict=True) if d == name]
-            assert of_one == _ids(folder, split)  # in their own order
-        for stop in range(3, len(data[split]), 3):
-            share = data[split]["dataset"][:stop].count("a") / stop
-            assert abs(share - 1 / 3) <= 1 / stop + 1e-9
+    for split, part in data.items():
+        names = part["dataset"][:]
+        for name, folder in sets.items():
+            original = load_from_disk(folder)[split]
+            mixed = part.select([i for i, each in enumerate(names) if each == name])
+            assert len(mixed) == len(original)
+            for row, expected in zip(mixed, original, strict=True):  # in their own order
+                assert np.array_equal(np.asarray(row.pop("image")), np.asarray(expected.pop("image")))
+                assert row == expected
+        for stop in range(3, len(part), 3):
+            assert abs(names[:stop].count("a") / stop - 1 / 3) <= 1 / stop + 1e-9
     assert result.splits["train"]["sets"] == {"a": 40, "b": 80}
-    originals = {row["image_id"]: row for folder in (a, b) for part in load_from_disk(folder).values() for row in part}
-    for split in data:
-        for row in data[split]:
-            expected = originals[row["image_id"]]
-            assert np.array_equal(np.asarray(row.pop("image")), np.asarray(expected.pop("image")))
-            assert row == expected
     raw = data["train"].cast_column("image", ImageFeature(decode=False))
     assert {(row["dataset"], row["image"]["bytes"] is None) for row in raw} == {("a", True), ("b", False)}
     check_rows(load_folder(tmp_path / "out", "train"), score_min=1, score_max=5)
-
-
-def test_the_card_counts_the_sets(tmp_path):
-    mix([_set(tmp_path, "a", 10), _set(tmp_path, "b", 20, first=500)], tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| train | 8 | 16 |" in card
+    assert "| train | 40 | 80 |" in card
     assert "MOS of different sets have no common order" in card
 
 
@@ -88,52 +77,45 @@ def test_degraded_views_that_only_one_set_has_are_none_in_the_other(tmp_path):
 
 
 def test_the_same_pixels_in_splits_of_different_sets_are_leakage(tmp_path):
-    a, b = _set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=4)  # image 4 is tested in a and trained on in b
+    folders = [_set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=4)]  # image 4: tested in a, trained on in b
     with pytest.raises(ValueError, match=r"a/a4\.png \(test\)") as error:
-        mix([a, b], tmp_path / "out")
+        mix(folders, tmp_path / "out")
     count = int(str(error.value).rstrip(".").split("--allow-leakage ")[1])
     assert not (tmp_path / "out").exists()
-    result = mix([a, b], tmp_path / "out", allowed={"leakage": count})
-    assert len(result.faults) == count
+    assert len(mix(folders, tmp_path / "out", allowed={"leakage": count}).faults) == count
     assert "Permitted faults" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_the_same_command_twice_does_nothing(tmp_path):
-    folders = [_set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=500)]
-    mix(folders, tmp_path / "out")
-    assert mix(folders, tmp_path / "out").existed
-    refused("made with another mix", mix, folders[::-1], tmp_path / "out", error=FileExistsError)
-
-
-def test_other_views_are_another_mix(tmp_path):
+def test_the_same_command_twice_does_nothing_and_other_views_are_another_mix(tmp_path):
     a, b = _set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=500)
     for strength, folder in (("jpeg@4", "pairs"), ("jpeg@5", "other")):
         make_pairs(a, tmp_path / folder, PairSettings(degradations=[strength]), progress=False)
-    mix([tmp_path / "pairs", b], tmp_path / "out")
-    assert mix([tmp_path / "pairs", b], tmp_path / "out").existed
+    folders = [tmp_path / "pairs", b]
+    mix(folders, tmp_path / "out")
+    assert mix(folders, tmp_path / "out").existed
+    refused("made with another mix", mix, folders[::-1], tmp_path / "out", error=FileExistsError)
     shutil.rmtree(tmp_path / "pairs")
     (tmp_path / "other").rename(tmp_path / "pairs")
-    refused("made with another rows", mix, [tmp_path / "pairs", b], tmp_path / "out", error=FileExistsError)
-
-
-def test_a_mix_inside_one_of_its_sets_is_refused(tmp_path):
-    a, b = _set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=500)
-    refused(r"b, which is only read", mix, [a, b], b / "mix")
-    assert not (b / "mix.partial").exists()
+    refused("made with another rows", mix, folders, tmp_path / "out", error=FileExistsError)
 
 
 def test_sets_that_do_not_match_are_refused(tmp_path):
-    a = _set(tmp_path, "a", 10)
-    refused("at least two", mix, [a], tmp_path / "out")
-    refused("names one folder twice", mix, [a, f"{a}/"], tmp_path / "out")
+    a, b, out = _set(tmp_path, "a", 10), _set(tmp_path, "b", 10, first=500), tmp_path / "out"
     (tmp_path / "more").mkdir()
-    refused("both hold the set 'a'", mix, [a, _set(tmp_path / "more", "a", 10, first=90)], tmp_path / "out")
-    refused("nowhere", mix, [a, tmp_path / "nowhere"], tmp_path / "out", error=FileNotFoundError)
-    b = load_from_disk(_set(tmp_path, "b", 10, first=500))
-    b.remove_columns("image_hash").save_to_disk(tmp_path / "c")
-    refused(r"c, train.*image_hash", mix, [a, tmp_path / "c"], tmp_path / "out")
-    b.cast_column("mos_raw", b["train"].features["dataset"]).save_to_disk(tmp_path / "d")
-    refused(r"Column `mos_raw` is Value\('float64'\) .*mos_raw|mos_raw", mix, [a, tmp_path / "d"], tmp_path / "out")
-    b["train"].save_to_disk(tmp_path / "e")
-    refused("has no splits", mix, [a, tmp_path / "e"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    data = load_from_disk(b)
+    data.remove_columns("image_hash").save_to_disk(tmp_path / "c")
+    data.cast_column("mos_raw", data["train"].features["dataset"]).save_to_disk(tmp_path / "d")
+    data["train"].save_to_disk(tmp_path / "e")
+    for folders, message in (
+        ([a], "at least two"),
+        ([a, f"{a}/"], "names one folder twice"),
+        ([a, _set(tmp_path / "more", "a", 10, first=90)], "both hold the set 'a'"),
+        ([a, tmp_path / "c"], r"c, train.*image_hash"),
+        ([a, tmp_path / "d"], "Column `mos_raw`"),
+        ([a, tmp_path / "e"], "has no splits"),
+    ):
+        refused(message, mix, folders, out)
+    refused("nowhere", mix, [a, tmp_path / "nowhere"], out, error=FileNotFoundError)
+    refused(r"b, which is only read", mix, [a, b], b / "mix")
+    assert not out.exists()
+    assert not (b / "mix.partial").exists()

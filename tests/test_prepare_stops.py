@@ -14,7 +14,7 @@ from datasets import Image as ImageFeature
 from datasets import load_from_disk
 from PIL import Image
 
-from iqa_layouts import write_image, write_kadid
+from iqa_layouts import write_images, write_kadid
 
 ENVIRONMENT = {**os.environ, "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -31,15 +31,12 @@ def _run(root: Path, out: Path, *options: str) -> subprocess.CompletedProcess:
 
 def _set(root: Path, references: int, noise: int = 0) -> Path:
     names = [f"I{r:02}_{k:02}_{v:02}.png" for r in range(references) for k in range(5) for v in range(1, 6)]
-    write_kadid(
-        root, [(name, f"{name[:3]}.png", 4.9 - int(name[7:9]) / 2 - n / 1e4, 0.5) for n, name in enumerate(names)]
-    )
-    for number, name in enumerate(names):
-        if noise:  # pixels that no format shrinks
-            pixels = np.random.default_rng(number).integers(0, 256, (noise, noise, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / "images" / name)
-        else:
-            write_image(root / "images" / name, number, (512, 384))
+    rows = [(name, f"{name[:3]}.png", 4.9 - int(name[7:9]) / 2 - n / 1e4, 0.5) for n, name in enumerate(names)]
+    write_kadid(root, rows)
+    write_images(root / "images", names, (512, 384))
+    for number, name in enumerate(names if noise else []):  # pixels that no format shrinks
+        pixels = np.random.default_rng(number).integers(0, 256, (noise, noise, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "images" / name)
     return root
 
 

@@ -52,33 +52,37 @@ def _spaq(root):
     return "TestImage", [name for name, _ in rows], (540, 405)
 
 
+def _rows(table, *columns):
+    return [tuple(row[c] if c.endswith("name") else float(row[c]) for c in columns) for row in _csv(table)]
+
+
 def _kadid10k(root):
     # The gathered table calls `std` what the official file calls `var`.
-    rows = [(row["dist_name"], row["ref_name"], float(row["dmos"]), float(row["std"])) for row in _csv("KADID10k")]
+    rows = _rows("KADID10k", "dist_name", "ref_name", "dmos", "std")
     write_kadid(root, rows)
     return "images", [row[0] for row in rows], (512, 384)
 
 
 def _pipal(root):
-    rows = [(row["dist_name"], float(row["elo_score"])) for row in _csv("PIPAL")]
+    rows = _rows("PIPAL", "dist_name", "elo_score")
     write_pipal(root, rows)
     return "Train_Dist", [name for name, _ in rows], (288, 288)
 
 
 def _livec(root):
-    rows = [(row["img_name"], float(row["mos"]), float(row["std"])) for row in _csv("LIVEChallenge")]
+    rows = _rows("LIVEChallenge", "img_name", "mos", "std")
     write_livec(root, rows)
     return "Images", [livec_image(name) for name, _, _ in rows], (500, 500)
 
 
 def _csiq(root):
-    rows = [(row["dist_name"], float(row["dmos"]), 0.1) for row in _csv("CSIQ")]  # the table has no std
+    rows = [(*row, 0.1) for row in _rows("CSIQ", "dist_name", "dmos")]  # the table has no std
     write_csiq(root, rows)
     return "dst_imgs", [csiq_image(name) for name, _, _ in rows], (512, 512)
 
 
 def _tid2013(root):
-    rows = [(row["dist_name"], float(row["mos"]), float(row["std"])) for row in _csv("TID2013")]
+    rows = _rows("TID2013", "dist_name", "mos", "std")
     write_tid(root, rows)
     return "distorted_images", [name for name, _, _ in rows], (512, 384)
 
