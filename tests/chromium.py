@@ -32,8 +32,8 @@ class Seen:
 
 
 @contextmanager
-def opened(file: Path, profile: Path, *, width: int = 1280, height: int = 800) -> Iterator[Seen]:
-    """Open a local HTML file, with an empty folder for the browser's profile."""
+def opened(page: Path | str, profile: Path, *, width: int = 1280, height: int = 800) -> Iterator[Seen]:
+    """Open a local HTML file or a URL, with an empty folder for the browser's profile."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -49,7 +49,7 @@ def opened(file: Path, profile: Path, *, width: int = 1280, height: int = 800) -
                 "requestfailed", lambda request: request.failure == "csp" and seen.blocked.append(request.url)
             )
             seen.page.on("request", lambda request: seen.requests.append(request.url))
-            seen.page.goto(file.as_uri())
+            seen.page.goto(page if isinstance(page, str) else page.as_uri())
             yield seen
         finally:
             context.close()

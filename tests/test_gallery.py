@@ -3,12 +3,13 @@
 import base64
 import io
 import re
+from functools import partial
 
 import pytest
 from PIL import Image
 
 from chromium import needs_chromium, opened
-from q_hawkeye_trl.scoring.gallery import GalleryRow, thumbnail_uri, write_gallery
+from q_hawkeye_trl.scoring.gallery import GalleryRow, thumbnail, write_gallery
 from q_hawkeye_trl.scoring.scored import ScoredImage, score_answers
 
 HOSTILE = (
@@ -31,10 +32,10 @@ def rollouts(*values) -> list[str]:
 
 
 def rows() -> list[GalleryRow]:
-    picture = Image.new("RGB", (640, 320), "teal")
+    picture = partial(Image.new, "RGB", (640, 320), "teal")
     return [
         GalleryRow(score_answers("folder/b.png", rollouts("2.5", "3.5")), picture, {"MOS": 2.0}),
-        GalleryRow(score_answers("folder/a10.png", rollouts("4.5", "4.7")), lambda: picture, {"MOS": None}),
+        GalleryRow(score_answers("folder/a10.png", rollouts("4.5", "4.7")), picture, {"MOS": None}),
         GalleryRow(score_answers("folder/a9.png", rollouts("nan", "1e308")), None, {"MOS": 10.0}),
         GalleryRow(score_answers("c.png", rollouts("9", "1")), lambda: None, {"MOS": 9.0}),
         GalleryRow(ScoredImage("d.png", error="d.png is not a readable image"), None, {"MOS": 1.5}),
@@ -49,8 +50,9 @@ def hostile_rows() -> list[GalleryRow]:
 @pytest.mark.parametrize(("size", "expected"), [((800, 400), (160, 80)), ((20, 10), (20, 10))])
 def test_thumbnails_are_small_jpegs_of_the_image(size, expected):
     image = Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert("RGB")
-    head, data = thumbnail_uri(image).split(",")
-    assert head == "data:image/jpeg;base64"
+    uri, small_size = thumbnail(image)
+    head, data = uri.split(",")
+    assert (head, small_size) == ("data:image/jpeg;base64", expected)
     with Image.open(io.BytesIO(base64.b64decode(data))) as small:
         assert (small.size, small.format) == (expected, "JPEG")
     assert image.size == size
@@ -114,7 +116,7 @@ def test_sorting_and_filtering(tmp_path):
         assert shown(page) == ["b.png", "a10.png", "a9.png", "c.png", "d.png"]
         assert page.locator("#shown").inner_text() == "5 images"
         press = lambda name: page.get_by_role("button", name=name, exact=True).click()  # noqa: E731
-        press("Score")  # c.png has 9, clamped to 5, and 1: 3.0 like b.png, which stood before it
+        press("Score")  # c.png has 9, clamped to 5, and 1: 3.0 like b.png, which was before it
         assert shown(page) == ["a10.png", "b.png", "c.png", "a9.png", "d.png"]
         assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
         press("Score")

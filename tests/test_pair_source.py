@@ -134,17 +134,12 @@ def test_invalid_paths_are_reported(tmp_path):
         tmp_path,
         "http://127.0.0.1:1/a.png",
         "a\0b.png",
+        None,
     ]
-    data = save(tmp_path / "data", dataset([*paths, picture(0)], image_id=[str(n) for n in range(9)]))
-    summary = make(data, tmp_path / "out")
-    assert summary.verdicts == {"error": 8, "ok": 1}
-    assert all(line["error"] for line in lines_of(tmp_path / "out")[:8])
-
-
-def test_a_row_without_an_image_is_reported(tmp_path):
-    summary = make(save(tmp_path / "data", dataset([picture(0), None])), tmp_path / "out")
-    assert summary.verdicts == {"ok": 1, "error": 1}
-    assert "no image" in summary.problems[0][2]
+    summary = make(save(tmp_path / "data", dataset([*paths, picture(0)])), tmp_path / "out")
+    assert summary.verdicts == {"error": 9, "ok": 1}
+    assert all(error for _, _, error in summary.problems)
+    assert "no image" in summary.problems[-1][2]
 
 
 def test_unicode_markup_and_very_long_names_don_t_matter(tmp_path):

@@ -175,8 +175,6 @@ def test_pictures_are_deterministic_svg():
         assert svg.count("<use") > 3
         assert "<script" not in svg
         assert as_data_uri(svg).startswith("data:image/svg+xml;base64,")
-    with pytest.raises(ValueError, match="no spread"):
-        risk(evaluate_sets([dataclasses.replace(rated(), spread=None)], **FAST)[0])
 
 
 def test_many_points_do_not_make_a_large_picture():

@@ -142,57 +142,58 @@ def ask(guard, path="/", headers=()):
     return sent[0], bool(passed)
 
 
-@pytest.mark.parametrize(
-    ("path", "allowed"),
-    [
-        ("/", True),
-        ("/assets/index.js", True),
-        ("/gradio_api/queue/join", True),
-        ("/gradio_api/file={cache}/a/b.png", True),
-        ("/gradio_api/file={cache}/../secret", False),
-        ("/gradio_api/file={cache}/%2e%2e/secret", False),
-        ("/gradio_api/file={cache}/link/secret", False),
-        ("/gradio_api/file=/etc/passwd", False),
-        ("/gradio_api/file%3D/etc/passwd", False),
-        ("/gradio_api/file=http://127.0.0.1:1/a", False),
-        ("/gradio_api/file/etc/passwd", False),
-        ("/file=/etc/passwd", False),
-        ("/gradio_api/upload", False),
-        ("/gradio_api/proxy=http://127.0.0.1:1/", False),
-        ("/gradio_api/process_recording", False),
-        ("/gradio_api/call/accept", False),
-        ("/gradio_api/profiling/summary", False),
-        ("/gradio_api/heartbeat/abc", True),
-        ("/monitoring/summary", False),
-    ],
-)
-def test_the_guard_passes_only_the_routes_and_files_of_the_page(tmp_path, path, allowed):
+PASSED = """
+    / /assets/index.js /gradio_api/queue/join /gradio_api/heartbeat/abc /gradio_api/file={cache}/a/b.png
+"""
+REFUSED = """
+    /gradio_api/file={cache}/../secret /gradio_api/file={cache}/%2e%2e/secret /gradio_api/file={cache}/link/secret
+    /gradio_api/file=/etc/passwd /gradio_api/file%3D/etc/passwd /gradio_api/file=http://127.0.0.1:1/a
+    /gradio_api/file/etc/passwd /file=/etc/passwd /gradio_api/upload /gradio_api/proxy=http://127.0.0.1:1/
+    /gradio_api/process_recording /gradio_api/call/accept /gradio_api/profiling/summary /monitoring/summary
+"""
+
+
+@pytest.mark.parametrize("path", [*PASSED.split(), *REFUSED.split()])
+def test_the_guard_passes_only_the_routes_and_files_of_the_page(tmp_path, path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "link").symlink_to(tmp_path)
     reply, passed = ask(PageGuard(None, tmp_path / "cache"), path.format(cache=tmp_path / "cache"))
-    assert passed == allowed
-    assert reply["status"] == (200 if allowed else 403)
-    if allowed:
-        assert b"default-src 'self'" in dict(reply["headers"])[b"content-security-policy"]
+    assert (reply["status"], passed) == ((200, True) if path in PASSED.split() else (403, False))
+    assert not passed or b"default-src 'self'" in dict(reply["headers"])[b"content-security-policy"]
 
 
-@pytest.mark.parametrize(
-    ("hosts", "allowed"),
-    [
-        ([b"127.0.0.1:7860"], True),
-        ([b"localhost"], True),
-        ([b"[::1]:7860"], True),
-        ([b"evil.example:7860"], False),  # a name that resolves to this machine
-        ([b"127.0.0.1.evil.example"], False),
-        ([b"evil.example@127.0.0.1"], True),  # the part before @ is not a host
-        ([b"127.0.0.1", b"evil.example"], False),
-        ([b"[::1"], False),
-        ([], False),
-    ],
-)
-def test_the_guard_refuses_foreign_names(tmp_path, hosts, allowed):
+HOST = b"127.0.0.1:7860"
+
+
+@pytest.mark.parametrize("hosts", [[HOST], [b"localhost"], [b"[::1]:7860"], [b"evil.example@127.0.0.1"]])
+def test_the_guard_passes_its_own_names(tmp_path, hosts):
+    assert named(tmp_path, hosts)
+
+
+# a name that resolves to this machine, two names, a broken one, and none
+FOREIGN = [[b"evil.example:7860"], [b"127.0.0.1.evil.example"], [HOST, b"evil.example"], [b"[::1"], []]
+
+
+@pytest.mark.parametrize("hosts", FOREIGN)
+def test_the_guard_refuses_foreign_names(tmp_path, hosts):
+    assert not named(tmp_path, hosts)
+    assert ask(PageGuard(None, tmp_path), headers=[(b"host", host) for host in hosts])[1]  # open to other machines
+
+
+def named(tmp_path, hosts, *origins) -> bool:
+    """Whether the guard passes a request with these headers."""
     headers = [(b"Host" if number else b"host", host) for number, host in enumerate(hosts)]
-    names = ("127.0.0.1", "localhost", "::1")
-    reply, passed = ask(PageGuard(None, tmp_path, names), headers=headers)
-    assert (reply["status"], passed) == ((200, True) if allowed else (403, False))
-    assert ask(PageGuard(None, tmp_path), headers=headers)[1]
+    headers += [(b"origin", origin) for origin in origins]
+    reply, passed = ask(PageGuard(None, tmp_path, ("127.0.0.1", "localhost", "::1")), headers=headers)
+    assert reply["status"] == (200 if passed else 403)
+    return passed
+
+
+@pytest.mark.parametrize("origins", [[b"http://evil.example"], [b"null"], [b"http://127.0.0.1:80"], [b"http://[::1"]])
+def test_the_guard_refuses_requests_of_other_sites(tmp_path, origins):
+    own = b"http://" + HOST
+    assert named(tmp_path, [HOST], own)
+    assert not named(tmp_path, [HOST], *origins)
+    assert not named(tmp_path, [HOST], own, *origins)
+    headers = [(b"host", b"example.org"), *((b"origin", origin) for origin in origins)]
+    assert not ask(PageGuard(None, tmp_path), headers=headers)[1]

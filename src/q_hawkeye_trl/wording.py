@@ -1,4 +1,4 @@
-"""How numbers, counts and names are written for people: in tables, on the terminal, in Markdown and on pages."""
+"""Numbers, counts and names as text: in tables, on the terminal, in Markdown and in HTML."""
 
 import math
 import re
@@ -70,7 +70,7 @@ def before_after_rows(before: Mapping | None, after: Mapping) -> list[list[str]]
 
 
 def before_after_table(before: Mapping | None, after: Mapping, images: int) -> str:
-    """Write the held-out figures of so many images before and after training as a table of plain text."""
+    """Write the held-out figures before and after training, over this number of images, as a plain text table."""
     rows = [[f"{images} held-out images", "before", "after", "change"], *before_after_rows(before, after)]
     lines = [f"{name:<28} {start:>8} {end:>8} {change:>8}" for name, start, end, change in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -8,68 +8,51 @@ import typer
 if TYPE_CHECKING:
     from ..pairs.pair_run import PairSummary
 
-Data = Annotated[Path, typer.Option(help="Folder that `q-hawkeye prepare` (or `save_to_disk`) wrote.")]
-Out = Annotated[Path, typer.Option(help="Folder to write; it appears once it is complete.")]
-Degradations = Annotated[
-    str,
-    typer.Option(
-        help="Degradations to draw from, separated by commas: `motion_blur@3` (severity 1 to 5), "
-        "`gaussian_noise@2+jpeg@3`, or the groups `release`, `release@strong`, `all`, `all@3`."
-    ),
-]
-Second = Annotated[
-    str,
-    typer.Option(help="Degradations of another kind that strengthen a pair that is too mild; `none` only marks it."),
-]
-Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
-MildSsim = Annotated[float, typer.Option(help="A pair is too mild if its SSIM is at least this ...")]
-MildPsnr = Annotated[float, typer.Option(help="... and its PSNR at least this, in dB.")]
-DropMild = Annotated[bool, typer.Option("--drop-mild", help="Drop views that are still too mild in the end.")]
-Split = Annotated[list[str] | None, typer.Option(help="Split that gets pairs; repeat for several. By default all.")]
-Limit = Annotated[int | None, typer.Option(help="Maximum number of rows of each split.")]
-Workers = Annotated[int, typer.Option(help="Number of processes; the pixels don't depend on it.")]
-
 _JUDGE = {"rich_help_panel": "Judge"}
-Judge = Annotated[
-    str | None,
-    typer.Option(help="VLM that judges each pair: a checkpoint, or the model's name at --judge-url.", **_JUDGE),
-]
-JudgeUrl = Annotated[
-    str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1.", **_JUDGE)
-]
-JudgeKeyVariable = Annotated[
-    str | None, typer.Option(help="Environment variable with the endpoint's key. By default no key is sent.", **_JUDGE)
-]
-JudgeTimeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", **_JUDGE)]
-JudgeConcurrency = Annotated[int, typer.Option(help="Concurrent requests of each worker to the endpoint.", **_JUDGE)]
-
 _DECISIONS = {"rich_help_panel": "People's decisions"}
-Decisions = Annotated[Path | None, typer.Option(help="File of `q-hawkeye review` to apply.", **_DECISIONS)]
-Rejected = Annotated[
-    str,
-    typer.Option(help="`drop` the view of a rejected pair, or `strengthen` it by a second degradation.", **_DECISIONS),
-]
 
 
 def pair(
-    data: Data,
-    out: Out,
-    degradations: Degradations = "release",
-    second: Second = "release@strong",
-    seed: Seed = 0,
-    mild_ssim: MildSsim = 0.97,
-    mild_psnr: MildPsnr = 30.0,
-    drop_mild: DropMild = False,
-    split: Split = None,
-    limit: Limit = None,
-    workers: Workers = 1,
-    judge: Judge = None,
-    judge_url: JudgeUrl = None,
-    judge_key_variable: JudgeKeyVariable = None,
-    judge_timeout: JudgeTimeout = 120.0,
-    judge_concurrency: JudgeConcurrency = 4,
-    decisions: Decisions = None,
-    rejected: Rejected = "drop",
+    data: Annotated[Path, typer.Option(help="Folder that `q-hawkeye prepare` (or `save_to_disk`) wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it appears once it is complete.")],
+    degradations: Annotated[
+        str,
+        typer.Option(
+            help="Degradations to draw from, separated by commas: `motion_blur@3` (severity 1 to 5), "
+            "`gaussian_noise@2+jpeg@3`, or the groups `release`, `release@strong`, `all`, `all@3`."
+        ),
+    ] = "release",
+    second: Annotated[
+        str,
+        typer.Option(help="Degradations of another kind that strengthen mild pairs; `none` only marks them."),
+    ] = "release@strong",
+    seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
+    mild_ssim: Annotated[float, typer.Option(help="A pair is too mild if its SSIM is at least this ...")] = 0.97,
+    mild_psnr: Annotated[float, typer.Option(help="... and its PSNR at least this, in dB.")] = 30.0,
+    drop_mild: Annotated[bool, typer.Option("--drop-mild", help="Drop views that stay too mild.")] = False,
+    split: Annotated[list[str] | None, typer.Option(help="Split that gets pairs, repeatable; by default all.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of rows of each split.")] = None,
+    workers: Annotated[int, typer.Option(help="Number of processes; the pixels don't depend on it.")] = 1,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="VLM that judges each pair: a checkpoint, or the model's name at --judge-url.", **_JUDGE),
+    ] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1.", **_JUDGE)
+    ] = None,
+    judge_key_variable: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with the endpoint's key. By default no key is sent.", **_JUDGE),
+    ] = None,
+    judge_timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.", **_JUDGE)] = 120.0,
+    judge_concurrency: Annotated[
+        int, typer.Option(help="Concurrent requests of each worker to the endpoint.", **_JUDGE)
+    ] = 4,
+    decisions: Annotated[Path | None, typer.Option(help="File of `q-hawkeye review` to apply.", **_DECISIONS)] = None,
+    rejected: Annotated[
+        str,
+        typer.Option(help="`drop` the view of a rejected pair, or `strengthen` it once more.", **_DECISIONS),
+    ] = "drop",
 ) -> None:
     """
     Make a degraded view of each image, measure its distance from the original, and strengthen views that are too mild.
@@ -132,11 +115,11 @@ def _print(summary: "PairSummary") -> None:
         console.print(escape(f"{verdict}: {_short(image_id)}: {error}"))
     if summary.unfinished:
         listed = f" ({len(summary.problems)} listed)" if summary.unfinished > len(summary.problems) else ""
-        console.print(f"Unfinished rows: {summary.unfinished:,}{listed}. Run the same command to try them again.")
+        console.print(f"Unfinished rows: {summary.unfinished:,}{listed}. Run the same command again to retry them.")
     if summary.unused_decisions:
-        console.print(f"Decisions about pairs that are not in these data: {summary.unused_decisions:,}")
+        console.print(f"Decisions about pairs that are not in this data set: {summary.unused_decisions:,}")
     if summary.verdicts["too_mild"]:
-        console.print("Some pairs are still too mild: review them by q-hawkeye review, or drop them by --drop-mild.")
+        console.print("Some pairs are still too mild: review them with q-hawkeye review, or pass --drop-mild.")
     console.print(escape(f"In {summary.folder}: the rows with degraded_image, pairs.parquet, README.md"))
 
 

@@ -19,9 +19,9 @@ def review(
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """
-    Show pairs side by side and under a slider, and record which ones people accept or reject.
+    Show pairs side by side or under a slider, and record which ones people accept or reject.
 
-    Each decision is on disk before the next pair appears. Apply them by `q-hawkeye pair --decisions`.
+    Each decision is on disk before the next pair appears. Apply them with `q-hawkeye pair --decisions`.
     """
     from ..pairs.review_page import serve_review
 

@@ -1,4 +1,4 @@
-"""The figures of one set or of two models, with intervals, without and with the failures."""
+"""Correlations and errors of one set, or of two models compared, with confidence intervals."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -17,7 +17,7 @@ MIDDLE = sum(SCALE) / 2
 """Value of a missing score in the figures with failures."""
 
 REJECTED = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
-"""Shares of the images, those of the largest spread, that the table of errors leaves out."""
+"""Shares of the images that the table of errors leaves out, largest spread first."""
 
 _ROUNDING = 1e-12  # relative: rounding of sums of equal errors
 _INTERVALS = dict.fromkeys(ERRORS, error_interval) | {"spread_gain": difference_interval}
@@ -76,7 +76,7 @@ def compare_tables(
     """
     Compare two models on the images of one set by a paired bootstrap, with the logistic refitted in each draw.
 
-    A missing score counts as 3: without it the models would be compared on different images.
+    A missing score counts as 3, so that both models are compared on the same images.
 
     Args:
         first ([`ScoreTable`]), second ([`ScoreTable`]):
@@ -195,7 +195,7 @@ def point_figures(
     """
     Compute correlations with `target` and errors against `mos`, arrays of shape `(N,)`; `nan` without an image.
 
-    With `quick` scipy's checks and p-values are skipped, which would take most of the time of thousands of draws.
+    `quick` skips scipy's checks and p-values, which take most of the time of a bootstrap.
     """
     if len(score) == 0:
         return dict.fromkeys((*CORRELATIONS, *ERRORS), float("nan"))
@@ -248,7 +248,7 @@ class RiskCoverage(NamedTuple):
 
 def risk_coverage(spread: np.ndarray, error: np.ndarray) -> RiskCoverage:
     """
-    Compute the error that is left when images are rejected by their spread, in random order where it is equal.
+    Compute the error of the images that are left when those of the largest spread are rejected; ties in random order.
 
     Args:
         spread (`np.ndarray` of shape `(N,)`), error (`np.ndarray` of shape `(N,)`):

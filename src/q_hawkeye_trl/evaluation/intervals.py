@@ -17,7 +17,7 @@ from scipy import stats
 CONFIDENCE = 0.95
 DRAWS = 1000
 MIN_IMAGES = 4
-"""Fewest images of an interval: Fisher's z has a standard error from four on."""
+"""Fewest images for an interval: the standard error of Fisher's z is defined from four on."""
 
 _EDGE = 1e-12  # correlations this near to 1 and errors this near to 0 count as perfect
 

@@ -11,7 +11,7 @@ from scipy.special import expit
 from .metrics import checked, constant, plcc
 
 MIN_IMAGES = 5
-"""Fewest images of a fit: four parameters fit any four points."""
+"""Fewest images for a fit: four parameters fit any four points."""
 
 _FLAT = 1e-6  # of the target's range
 _TOLERANCE = 1.49012e-8  # MINPACK's default, the root of the machine epsilon

@@ -1,7 +1,8 @@
 """Correlations and errors of predicted scores against mean opinion scores."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,10 +31,7 @@ def srcc(predicted: ArrayLike, target: ArrayLike) -> float:
 
     Source: Spearman (1904), "The proof and measurement of association between two things".
     """
-    predicted, target = checked(predicted, target)
-    if constant(predicted) or constant(target):
-        return float("nan")
-    return float(stats.spearmanr(predicted, target).statistic)
+    return _correlation(stats.spearmanr, predicted, target)
 
 
 def plcc(predicted: ArrayLike, target: ArrayLike) -> float:
@@ -44,10 +42,7 @@ def plcc(predicted: ArrayLike, target: ArrayLike) -> float:
 
     Source: Pearson (1895), "Note on regression and inheritance in the case of two parents".
     """
-    predicted, target = checked(predicted, target)
-    if constant(predicted) or constant(target):
-        return float("nan")
-    return float(stats.pearsonr(predicted, target).statistic)
+    return _correlation(stats.pearsonr, predicted, target)
 
 
 def krcc(predicted: ArrayLike, target: ArrayLike) -> float:
@@ -56,12 +51,9 @@ def krcc(predicted: ArrayLike, target: ArrayLike) -> float:
 
     Source: Kendall (1945), "The treatment of ties in ranking problems".
     """
-    predicted, target = checked(predicted, target)
-    if constant(predicted) or constant(target):
-        return float("nan")
     # only the p-value, which is not used, depends on the method: exact is slow, asymptotic undefined for two images
-    method = "asymptotic" if len(predicted) > 2 else "auto"
-    return float(stats.kendalltau(predicted, target, variant="b", method=method).statistic)
+    method = "asymptotic" if np.size(predicted) > 2 else "auto"
+    return _correlation(partial(stats.kendalltau, variant="b", method=method), predicted, target)
 
 
 def rmse(predicted: ArrayLike, target: ArrayLike) -> float:
@@ -126,6 +118,13 @@ def checked(predicted: ArrayLike, target: ArrayLike) -> tuple[np.ndarray, np.nda
         if not np.isfinite(values).all():
             raise ValueError(f"`{name}` has {int((~np.isfinite(values)).sum())} values that are not finite.")
     return predicted, target
+
+
+def _correlation(compute: Callable, predicted: ArrayLike, target: ArrayLike) -> float:
+    predicted, target = checked(predicted, target)
+    if constant(predicted) or constant(target):
+        return float("nan")
+    return float(compute(predicted, target).statistic)
 
 
 def constant(values: np.ndarray) -> bool:

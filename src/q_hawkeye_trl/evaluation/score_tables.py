@@ -16,10 +16,10 @@ SCALE = (1.0, 5.0)
 """Scale of the scores, of the MOS and of the errors."""
 
 OUT_OF_RANGE_SHARE = 0.5
-"""Largest share of scores outside their range; above it the range must be wrong."""
+"""Largest share of scores outside their range; above it, the range is taken to be wrong."""
 
 ABSURD = 1e6
-"""Largest size of a score, in points of the scale; a larger one would dominate RMSE and PLCC."""
+"""Largest absolute score, in points of the scale; a larger one would dominate RMSE and PLCC."""
 
 _TEXTS = ("group", "distortion", "image", "answer", "error")
 _Rows = Sequence[tuple[str, Mapping]]  # how messages name each row, and the row
@@ -28,7 +28,7 @@ _Rows = Sequence[tuple[str, Mapping]]  # how messages name each row, and the row
 @dataclass(frozen=True)
 class ScoreTable:
     """
-    The N scored images of one set, sorted by `image_id`, so that the order of a file changes no figure.
+    The N scored images of one set, sorted by `image_id` so that the order of a file doesn't matter.
 
     Args:
         name (`str`):
@@ -138,13 +138,13 @@ def build_table(
     if out_of_range > OUT_OF_RANGE_SHARE * len(score):
         raise ValueError(
             f"{name}: {out_of_range} of {len(score)} scores are outside [{min(score_range):g}, {max(score_range):g}]; "
-            "set their scale by --score-range WORST BEST."
+            "set their scale with --score-range WORST BEST."
         )
     mos = _onto_scale("mos", _numbers(rows, "mos"), mos_range)
     if _outside(mos):
         raise ValueError(
             f"{name}: {_outside(mos)} of {len(mos)} values of `mos` are outside "
-            f"[{min(mos_range):g}, {max(mos_range):g}]; set their scale by --mos-range WORST BEST."
+            f"[{min(mos_range):g}, {max(mos_range):g}]; set their scale with --mos-range WORST BEST."
         )
     texts = {column: _texts(rows, column) for column in _TEXTS}
     group = texts["group"]

@@ -1,1 +1,1 @@
-"""Degraded pairs on disk: made, measured, judged, strengthened, reviewed by people."""
+"""Degraded pairs on disk: made, measured, judged, strengthened, and reviewed by people."""

@@ -32,7 +32,7 @@ CHUNKS_PER_SPLIT = 1000
 
 
 class Chunk(NamedTuple):
-    """Rows `start` to `stop` of a split in one data file; their lines of the manifest begin at `line`."""
+    """Rows `start` to `stop` of a split, one data file; their lines of the manifest start at `line`."""
 
     split: str
     file_name: str
@@ -128,7 +128,7 @@ def output_features(source: Dataset) -> Features:
 
 
 def make_chunks(chunks: list[Chunk], job: Job, workers: int, progress: bool) -> int:
-    """Make chunks in this process, or in several with `workers` above 1, and return their number of rows."""
+    """Make chunks, in several processes with `workers` above 1, and return their number of rows."""
     total = sum(len(chunk.rows) for chunk in chunks)
     with tqdm(total=total, desc="Making pairs", unit="image", disable=not progress or not total) as bar:
         if workers > 1 and len(chunks) > 1:
@@ -206,7 +206,7 @@ def _with_view(row: pa.Table, png: bytes | None, schema: pa.Schema) -> pa.Table:
 
 
 def _made(rows: Iterable[SourceRow], make: Callable[[SourceRow], Pair], threads: int) -> Iterator[Pair]:
-    """Make pairs in order, up to `threads` at the same time, with no more rows in memory than are worked on."""
+    """Make pairs in order with up to `threads` at a time, and hold only their rows in memory."""
     if threads == 1:
         yield from map(make, rows)
         return

@@ -29,7 +29,7 @@ MAX_SIDE = 2000
 
 
 def append_decision(path: str | os.PathLike, key: PairKey, decision: str, **described: object) -> None:
-    """Append a decision, with what helps a reader of the file; it is on disk when this returns."""
+    """Append a decision, with columns that describe the pair to readers; it is on disk when this returns."""
     if decision not in DECISIONS:
         raise ValueError(f"Unknown decision {decision!r}; expected one of: {', '.join(DECISIONS)}.")
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -37,7 +37,7 @@ def append_decision(path: str | os.PathLike, key: PairKey, decision: str, **desc
 
 
 def read_decisions(path: str | os.PathLike) -> dict[PairKey, str]:
-    """Return the valid decisions, `"accept"` or `"reject"`, by pair in the order in which they were made."""
+    """Return the decisions in force, `"accept"` or `"reject"`, by pair, oldest first."""
     decided: dict[PairKey, str] = {}
     for line, number, _ in read_lines(path):
         hashes = [line.get(name) for name in PairKey._fields]
@@ -149,7 +149,7 @@ class ReviewData:
         original = row["image"]
         target = leads_out(original["path"]) if not original["bytes"] and original["path"] else None
         if target is not None and not self.follow_links:
-            problem = f"The original is a symbolic link out of its folder, to {target}: see --follow-links."
+            problem = f"The original is a link out of its folder, to {target}: pass --follow-links to show it."
             return Shown(None, None, problem)
         try:
             pictures = [read_picture(row[column]) for column in ("image", "degraded_image")]

@@ -24,7 +24,7 @@ JUDGE_PROMPT = (
 """Question put to the judge about an original and its degraded view, in this order."""
 
 RETRIES = 3
-"""Attempts at asking an endpoint about one pair."""
+"""Attempts to get an endpoint's answer about one pair."""
 
 FAILURES_IN_A_ROW = 8
 """Consecutive pairs without a verdict after which the judge is not asked again in this run."""
@@ -35,7 +35,7 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class JudgeError(Exception):
-    """The judge gave no verdict on a pair."""
+    """The judge returned no verdict on a pair."""
 
 
 class Verdict(NamedTuple):
@@ -86,30 +86,23 @@ class JudgeSettings:
                 raise ValueError(f"The judge's {name} is {getattr(self, name)}; it must be above 0.")
 
 
-class VerdictStore:
-    """Verdicts of one judge, on disk as they come, so that no pair is judged twice."""
+class VerdictStore(dict[PairKey, Verdict]):
+    """Verdicts of one judge by pair. Each is on disk as soon as it is set, so that no pair is judged twice."""
 
     def __init__(self, path: str | os.PathLike, judge: str):
-        self._path, self._judge = path, judge
-        self._lock = threading.Lock()
-        self._verdicts: dict[PairKey, Verdict] = {}
+        super().__init__()
+        self._path, self._judge, self._lock = path, judge, threading.Lock()
         for line, number, _ in read_lines(path):
-            if line.get("judge") != judge:
-                continue
             try:
-                self._verdicts[PairKey.of(line)] = Verdict(line["different"], line["answer"])
+                if line.get("judge") == judge:
+                    super().__setitem__(PairKey.of(line), Verdict(line["different"], line["answer"]))
             except KeyError as error:
                 raise ValueError(f"{path}, line {number}: a verdict without {error}; remove the line.") from error
 
-    def get(self, key: PairKey) -> Verdict | None:
-        """Return the verdict on a pair, if there is one."""
-        return self._verdicts.get(key)
-
-    def add(self, key: PairKey, verdict: Verdict) -> None:
-        """Store a verdict; it is on disk when this returns."""
+    def __setitem__(self, key: PairKey, verdict: Verdict) -> None:
         with self._lock:
             append_line(self._path, {"judge": self._judge, **key._asdict(), **verdict._asdict()})
-            self._verdicts[key] = verdict
+            super().__setitem__(key, verdict)
 
 
 def build_judge(settings: JudgeSettings) -> Judge:
@@ -154,7 +147,7 @@ def _endpoint(settings: JudgeSettings) -> Callable[[Image.Image, Image.Image], s
     if constants.is_offline_mode():
         raise ValueError(
             "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, and huggingface_hub then reaches no endpoint, not even on "
-            "this machine: unset both to ask the judge."
+            "this machine: unset both to use the endpoint."
         )
     # Without a key the client would send the user's Hugging Face token to the endpoint.
     key = os.environ[settings.key_variable] if settings.key_variable else "EMPTY"
@@ -192,8 +185,8 @@ def _checkpoint(settings: JudgeSettings) -> Callable[[Image.Image, Image.Image],
         model = AutoModelForImageTextToText.from_pretrained(settings.model, dtype="auto").eval()
     except (OSError, ValueError) as error:
         raise OSError(
-            f"The judge {settings.model} can't be loaded ({error}): name a folder or a repository with a "
-            "vision-language model, or its endpoint by --judge-url."
+            f"The judge {settings.model} can't be loaded ({error}): pass the folder or repository of a "
+            "vision-language model, or the URL of its endpoint with --judge-url."
         ) from error
     if torch.cuda.is_available():
         model = model.to("cuda")

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from ..data.degradations import (
     view_seed,
 )
 from .distance import Distance, measure_distance
-from .judge import Judge, JudgeError, VerdictStore
+from .judge import Judge, JudgeError, Verdict
 from .pair_manifest import PairKey
 from .pair_settings import PairSettings
 from .source import Picture, read_picture
@@ -70,19 +70,17 @@ class _View:
 
 
 class PairMaker:
-    """Makes pairs; a row gives the same pair in any process and order."""
+    """Makes pairs; a row gets the same pair in any process and order."""
 
     def __init__(
         self,
         settings: PairSettings,
         judge: Judge | None = None,
-        verdicts: VerdictStore | None = None,
+        verdicts: MutableMapping[PairKey, Verdict] | None = None,
         decisions: Mapping[PairKey, str] | None = None,
     ):
-        self.settings = settings
-        self.judge = judge
-        self.verdicts = verdicts
-        self.decisions = decisions or {}
+        self.settings, self.judge, self.decisions = settings, judge, decisions or {}
+        self.verdicts = {} if verdicts is None else verdicts
 
     def make(self, row: SourceRow) -> Pair:
         """Make the pair of a row; errors of its image or of the judge are in the record."""
@@ -92,7 +90,7 @@ class PairMaker:
             picture = read_picture(row.image)
         except (OSError, ValueError, MemoryError) as error:
             return _failed(row.place, error)
-        record = {**row.place, **_facts(picture)}
+        record = {**row.place, **picture.facts}
         try:
             return self._finish(picture, self._view(picture), record)
         except ViewError as error:
@@ -100,31 +98,21 @@ class PairMaker:
 
     def _view(self, picture: Picture) -> _View:
         seed = view_seed(self.settings.seed, picture.pixel_hash, 0)
-        view = self._first(picture, draw_degradation(self.settings.degradations, seed), seed)
+        view = _degraded(picture, draw_degradation(self.settings.degradations, seed), seed)
         self._assess(picture, view)
         return self._strengthened(picture, view, view.reason) if view.verdict == "too_mild" else view
-
-    def _first(self, picture: Picture, operation: str, seed: int) -> _View:
-        steps = degradation_steps(operation, min(picture.array.shape[:2]), seed)
-        array = picture.array
-        for step in steps:
-            array = _applied(array, step, seed)
-        return _View(array, operation, seed, steps, measure_distance(picture.array, array), _digest(array))
 
     def _strengthened(self, picture: Picture, view: _View, reason: str | None) -> _View:
         """Return the view with a second degradation, or the view itself if there is none to add."""
         operation = draw_second(view.operation, self.settings.second, view.seed) if self.settings.second else None
         if operation is None:
             return view
-        steps = degradation_steps(operation, min(picture.array.shape[:2]), view.seed)
         try:
-            array = _applied(view.array, steps[1], view.seed)
+            stronger = _degraded(picture, operation, view.seed, view)
         except ViewError as error:  # keep the weaker view
             view.error = str(error)
             return view
-        distance = measure_distance(picture.array, array)
         view.reason = reason
-        stronger = _View(array, operation, view.seed, steps, distance, _digest(array), first=view)
         self._assess(picture, stronger)
         return stronger
 
@@ -137,17 +125,14 @@ class PairMaker:
         if self.judge is None:
             return
         key = PairKey(picture.pixel_hash, view.digest)
-        verdict = self.verdicts.get(key) if self.verdicts is not None else None
         try:
-            if verdict is None:
-                verdict = self.judge(Image.fromarray(picture.array), Image.fromarray(view.array))
-                if self.verdicts is not None:
-                    self.verdicts.add(key, verdict)
+            if key not in self.verdicts:
+                self.verdicts[key] = self.judge(Image.fromarray(picture.array), Image.fromarray(view.array))
         except JudgeError as error:
             view.verdict, view.error = "unjudged", str(error)
             return
-        view.answer = verdict.answer
-        if not verdict.different:
+        view.answer = self.verdicts[key].answer
+        if not self.verdicts[key].different:
             view.verdict, view.reason = "too_mild", "judge"
 
     def _finish(self, picture: Picture, view: _View, record: dict[str, Any]) -> Pair:
@@ -186,7 +171,7 @@ class PairMaker:
         }
 
     def _redecide(self, row: SourceRow, record: dict[str, Any]) -> Pair:
-        """Apply people's decision to an existing pair; without one it stays byte for byte."""
+        """Apply people's decision to an existing pair, or return it unchanged."""
         key = PairKey.of(record)
         decision = self.decisions.get(key) if row.view is not None else None
         if decision is None:
@@ -199,7 +184,7 @@ class PairMaker:
             return dropped
         try:
             picture = read_picture(row.image)
-            view = self._first(picture, record["operation"], record["view_seed"])
+            view = _degraded(picture, record["operation"], record["view_seed"])
             if (picture.pixel_hash, view.digest) != key:
                 raise ViewError(
                     "the pair is not the one that people saw: its original has changed, or another version made it"
@@ -216,27 +201,23 @@ def _failed(record: dict[str, Any], error: Exception) -> Pair:
     return Pair(None, {**record, "verdict": "error", "kept": False, "error": str(error) or type(error).__name__})
 
 
-def _applied(array: np.ndarray, step: Step, seed: int) -> np.ndarray:
-    try:
-        return apply_step(array, step, seed)
-    except (OSError, ValueError, MemoryError) as error:  # JPEG, for one, ends at 65,500 pixels a side
-        size = f"{array.shape[1]} x {array.shape[0]}"
-        raise ViewError(f"{step.kind} can't be applied to an image of {size} pixels ({error})") from error
-
-
-def _facts(picture: Picture) -> dict[str, Any]:
+def _degraded(picture: Picture, operation: str, seed: int, first: _View | None = None) -> _View:
+    """Apply the steps of an operation to a picture, or those that a weaker view of it lacks to that view."""
     height, width = picture.array.shape[:2]
-    facts = picture._asdict()
-    del facts["array"]
-    return {"width": width, "height": height, **facts}
+    steps = degradation_steps(operation, min(height, width), seed)
+    array, done = (picture.array, 0) if first is None else (first.array, len(first.steps))
+    for step in steps[done:]:
+        try:
+            array = apply_step(array, step, seed)
+        except (OSError, ValueError, MemoryError) as error:  # JPEG, for one, ends at 65,500 pixels a side
+            message = f"{step.kind} can't be applied to an image of {width} x {height} pixels ({error})"
+            raise ViewError(message) from error
+    distance, digest = measure_distance(picture.array, array), pixel_hash(Image.fromarray(array))
+    return _View(array, operation, seed, steps, distance, digest, first=first)
 
 
 def _file_facts(png: bytes | None) -> dict[str, Any]:
     return {"kept": png is not None, "degraded_file_hash": png and hashlib.sha256(png).hexdigest()}
-
-
-def _digest(array: np.ndarray) -> str:
-    return pixel_hash(Image.fromarray(array))
 
 
 def _png(array: np.ndarray) -> bytes:

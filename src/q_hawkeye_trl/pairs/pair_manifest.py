@@ -14,9 +14,9 @@ from ..wording import markdown_table
 MANIFEST_FILE = "pairs.parquet"
 
 VERDICTS = {
-    "ok": "visible by distance, and to the judge if there is one",
-    "too_mild": "still too mild in the end",
-    "unjudged": "visible by distance, but the judge gave no verdict",
+    "ok": "the difference is visible by SSIM and PSNR, and to the judge if there is one",
+    "too_mild": "too mild, even after a second degradation if one was possible",
+    "unjudged": "visible by SSIM and PSNR, but the judge returned no verdict",
     "accepted": "accepted by a person",
     "rejected": "rejected by a person",
     "error": "no pair: the image can't be read or degraded",
@@ -25,7 +25,7 @@ VERDICTS = {
 """Final verdicts on a row and their meaning."""
 
 UNFINISHED = ("error", "unjudged")
-"""Verdicts of rows that the next run tries again."""
+"""Verdicts of rows that the next run retries."""
 
 SCHEMA = pa.schema(
     [

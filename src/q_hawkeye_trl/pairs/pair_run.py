@@ -37,7 +37,8 @@ from .pair_settings import PairSettings
 from .source import SINGLE, open_source
 
 RUN_FILE = "pairs.json"
-_OF_DECISIONS = ("decisions", "rejected", "second", "mild_ssim", "mild_psnr", "drop_mild")  # what acts on made pairs
+# settings that apply to existing pairs
+_OF_DECISIONS = ("decisions", "rejected", "second", "mild_ssim", "mild_psnr", "drop_mild")
 _FORMAT = 1
 
 
@@ -77,7 +78,7 @@ class PairSummary:
 
     @property
     def unfinished(self) -> int:
-        """Rows that the next run tries again."""
+        """Rows that the next run retries."""
         return sum(self.verdicts[verdict] for verdict in UNFINISHED)
 
 
@@ -96,9 +97,9 @@ def make_pairs(
     Make a folder of pairs: the rows of `data` with a `degraded_image` column (lossless PNG, embedded), the manifest
     `pairs.parquet` and a card.
 
-    The folder appears once it is complete. A run that was interrupted resumes when it is called again. On a complete
-    folder, only chunks with unfinished rows are made again: unreadable images, and pairs without the judge's verdict.
-    The pixels depend on the settings and each image's pixels alone.
+    The folder appears once it is complete. Call again to resume an interrupted run. On a complete folder, this remakes
+    only the chunks with unfinished rows: unreadable images, and pairs without the judge's verdict. The pixels depend
+    only on the settings and on each image's pixels.
 
     Args:
         data (`str` or `os.PathLike`):
@@ -178,8 +179,8 @@ def _check_request(data: Path, source: dict[str, Dataset], settings: PairSetting
         return
     if settings.decisions is None:
         raise ValueError(
-            f"{data} already has a `degraded_image` column, which would be overwritten: name the data without pairs, "
-            "or apply people's decisions to these pairs by --decisions FILE."
+            f"{data} already has a `degraded_image` column, which would be overwritten: pass the data without pairs, "
+            "or apply people's decisions to these pairs with --decisions FILE."
         )
     if settings.limit is not None or settings.splits is not None or settings.judge is not None:
         raise ValueError(f"{data} already holds pairs: drop the limit, splits or judge to apply --decisions.")
@@ -204,7 +205,7 @@ def _identity(full: dict[str, Dataset], source: dict[str, Dataset], settings: Pa
 
 @contextmanager
 def _work_folder(out: Path) -> Iterator[_Work]:
-    """Lock the place of work: a folder beside `out`, or `out` itself if it is complete."""
+    """Lock and yield the work folder: one beside `out`, or `out` itself if it is complete."""
     if not is_taken(out):
         with resumable_folder(out) as work:
             (work / "data").mkdir(exist_ok=True)
@@ -212,10 +213,8 @@ def _work_folder(out: Path) -> Iterator[_Work]:
             _remove_work(work)
         return
     if not (out / RUN_FILE).is_file():
-        raise FileExistsError(
-            f"{out} exists and holds no pairs, nothing is overwritten: name another folder by --out."
-        )
-    with locked(out, busy=f"Another run is writing to {out}: wait for it, or name another folder."):
+        raise FileExistsError(f"{out} exists and holds no pairs: choose another folder with --out.")
+    with locked(out, busy=f"Another run is writing to {out}: wait for it, or choose another folder."):
         _remove_work(out.with_name(f"{out.name}.partial"))  # of a run that was killed after publishing
         with advise_full_disk(out):
             yield _Work(out, out / ".redo", False)
@@ -242,15 +241,15 @@ def _claim(work: _Work, identity: dict) -> None:
         stored = json.loads(path.read_text(encoding="utf-8"))["identity"]
         theirs = {**stored["settings"], "data": stored["source"]}
     except (ValueError, TypeError, KeyError) as error:
-        raise FileExistsError(f"{path} can't be read ({error}): name another folder, or remove this one.") from error
+        raise FileExistsError(f"{path} can't be read ({error}): choose another folder, or remove this one.") from error
     if stored == identity:
         return
     mine = {**identity["settings"], "data": identity["source"]}
     differing = [key for key in mine if mine[key] != theirs.get(key)]
     folder, what = (work.folder.parent, "an unfinished run") if work.is_new else (work.folder, "pairs")
     raise FileExistsError(
-        f"{folder} holds {what} with other settings ({', '.join(differing) or 'format'}): repeat its settings, "
-        "name another folder, or remove this one."
+        f"{folder} holds {what} with other settings ({', '.join(differing) or 'format'}): use the same settings, "
+        "choose another folder, or remove this one."
     )
 
 

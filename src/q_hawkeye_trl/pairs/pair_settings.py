@@ -23,17 +23,17 @@ class PairSettings:
 
     Args:
         degradations (`Sequence[str]`, *optional*, defaults to the release's four):
-            Degradations to draw from, one for each image, in the notation of
+            Degradations to draw from, one per image, in the notation of
             [`~data.degradations.expand_degradations`].
         second (`Sequence[str]`, *optional*, defaults to the release's four at `@strong`):
-            Single degradations to draw from when a pair is too mild: it gets one of another kind on top. If empty,
-            such pairs are only marked.
+            Single degradations for pairs that are too mild: one of another kind is added. If empty, such pairs are
+            only marked.
         seed (`int`, *optional*, defaults to `0`):
             Seed of all draws, at least 0.
         mild_ssim (`float`, *optional*, defaults to `0.97`), mild_psnr (`float`, *optional*, defaults to `30.0`):
             A pair is too mild if its SSIM *and* its PSNR (in dB) are at least these.
         drop_mild (`bool`, *optional*, defaults to `False`):
-            Whether to drop views that are still too mild in the end.
+            Whether to drop views that stay too mild.
         splits (`Sequence[str]`, *optional*):
             Splits that get pairs. By default all.
         limit (`int`, *optional*):
@@ -87,7 +87,7 @@ class PairSettings:
             raise ValueError("This Pillow can't write JPEG 2000: install one built with OpenJPEG, or drop jpeg2000.")
 
     def identity(self) -> dict[str, Any]:
-        """Return as JSON what the pairs depend on; a judge counts by its name, not by its address."""
+        """Return what the pairs depend on, as JSON: of a judge its name, not its address."""
         described = {
             key: list(value) if isinstance(value, tuple | list) else value for key, value in asdict(self).items()
         }

@@ -36,14 +36,14 @@ def serve_review(
     open_browser: bool = False,
 ) -> None:
     """
-    Serve the page until it is interrupted.
+    Serve the page until Ctrl-C.
 
     Args:
         folder (`str` or `os.PathLike`):
             Folder of pairs.
         decisions (`str` or `os.PathLike`, *optional*):
-            File of decisions. By default `decisions.jsonl` in the folder. While the page runs, its copies of pictures
-            are in the same folder.
+            File of decisions. By default `decisions.jsonl` in the folder. The page keeps temporary copies of pictures
+            beside it.
         host (`str`, *optional*, defaults to `"127.0.0.1"`):
             Address to listen on.
         port (`int`, *optional*, defaults to `7860`):
@@ -60,17 +60,33 @@ def serve_review(
     """
     path = Path(decisions) if decisions is not None else Path(folder) / DECISIONS_FILE
     gradio = _import_gradio()
+    from starlette.middleware import Middleware  # installed with Gradio
+
     data = ReviewData(folder, path, follow_links=follow_links)
     path.parent.mkdir(parents=True, exist_ok=True)
     port = _usable_port(host, port)
     cache = _make_cache(path.parent)
+    names = _LOOPBACK if host in _LOOPBACK else None
+    if names is None:
+        print(f"Anyone who can reach {host}:{port} can see these pictures and decide about them.")
+    shown = f"[{host}]" if ":" in host else host  # IPv6 in URLs
     try:
         os.environ["GRADIO_TEMP_DIR"] = str(cache)  # read by the components of the page
         page = build_page(gradio, data, cache)
-        if host not in _LOOPBACK:
-            print(f"Anyone who can reach {host}:{port} can see these pictures and decide about them.")
-        shown = f"[{host}]" if ":" in host else host  # IPv6 in URLs
-        _launch(gradio, page, shown, port, cache, _LOOPBACK if host in _LOOPBACK else None, open_browser)
+        page.launch(
+            server_name=shown,
+            server_port=port,
+            quiet=True,
+            inbrowser=open_browser,
+            prevent_thread_lock=True,
+            footer_links=[],
+            # the system's fonts: the themes' own would be loaded from the network
+            theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            css=(_ASSETS / "review.css").read_text(encoding="utf-8"),
+            head=f"<script>{(_ASSETS / 'review.js').read_text(encoding='utf-8')}</script>",
+            app_kwargs={"middleware": [Middleware(PageGuard, cache=cache, hosts=names)]},
+            **dict.fromkeys(("share", "ssr_mode", "mcp_server", "pwa", "enable_monitoring"), False),
+        )
         print(f"Review {folder} at http://{shown}:{port}/  (stop with Ctrl-C; decisions are in {path})", flush=True)
         while True:
             time.sleep(3600)
@@ -81,33 +97,8 @@ def serve_review(
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def _launch(
-    gradio: ModuleType, page: Any, host: str, port: int, cache: Path, names: Sequence[str] | None, open_browser: bool
-) -> None:
-    from starlette.middleware import Middleware
-
-    page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        quiet=True,
-        inbrowser=open_browser,
-        prevent_thread_lock=True,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        enable_monitoring=False,
-        footer_links=[],
-        # the system's fonts: the themes' own would be loaded from the network
-        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        css=(_ASSETS / "review.css").read_text(encoding="utf-8"),
-        head=f"<script>{(_ASSETS / 'review.js').read_text(encoding='utf-8')}</script>",
-        app_kwargs={"middleware": [Middleware(PageGuard, cache=cache, hosts=names)]},
-    )
-
-
 def build_page(gradio: ModuleType, data: ReviewData, cache: Path) -> Any:
-    """Return the page as `gradio.Blocks`; its copies of pictures go to `cache`."""
+    """Build the page, a `gradio.Blocks`; its copies of pictures go to `cache`."""
     with gradio.Blocks(title="Review pairs", analytics_enabled=False, fill_width=True) as page:
         progress = gradio.HTML(elem_id="progress")
         filters = _filter_row(gradio, data)
@@ -124,12 +115,11 @@ def build_page(gradio: ModuleType, data: ReviewData, cache: Path) -> Any:
             with gradio.Column(scale=1, min_width=260):
                 info = gradio.HTML(elem_id="info")
         with gradio.Row(elem_id="buttons"):
+            labels = {"previous": "Back", "reject": "Reject", "accept": "Accept", "next": "Skip", "undo": "Undo"}
+            variants = {"reject": "stop", "accept": "primary"}
             buttons = {
-                "previous": gradio.Button("Back", elem_id="previous"),
-                "reject": gradio.Button("Reject", elem_id="reject", variant="stop"),
-                "accept": gradio.Button("Accept", elem_id="accept", variant="primary"),
-                "next": gradio.Button("Skip", elem_id="next"),
-                "undo": gradio.Button("Undo", elem_id="undo"),
+                name: gradio.Button(label, elem_id=name, variant=variants.get(name, "secondary"))
+                for name, label in labels.items()
             }
         keyboard = gradio.Checkbox(
             label="Keys: A accept, R reject, U undo, arrows", value=False, container=False, elem_id="keyboard"
@@ -281,7 +271,7 @@ def _usable_port(host: str, port: int) -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise OSError(f"Can't listen on {host}:{port} ({error.strerror}): name another --port, or 0.") from error
+            raise OSError(f"Can't listen on {host}:{port} ({error.strerror}): pass another --port, or 0.") from error
         return probe.getsockname()[1]
 
 
@@ -311,9 +301,9 @@ class PageGuard:
     ASGI middleware: passes only the routes that the page needs and files of `cache`, and forbids the browser from
     loading anything from elsewhere.
 
-    With `hosts`, requests by other names are refused: a foreign site whose name resolves to this machine could read a
-    page that listens on the loopback only. Starlette's `TrustedHostMiddleware` is no replacement: of two `Host`
-    headers it checks the first.
+    Requests with the `Origin` of another site are refused. With `hosts`, so are requests by other names: otherwise a
+    foreign site whose name resolves to this machine could read a page that listens on the loopback only. Starlette's
+    `TrustedHostMiddleware` is no replacement: of two `Host` headers it checks the first.
     """
 
     def __init__(self, app: Any, cache: Path, hosts: Sequence[str] | None = None):
@@ -325,7 +315,7 @@ class PageGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if not self.allows(scope["path"]) or not self.is_called_by_name(scope.get("headers", [])):
+        if not self.allows(scope["path"]) or not self.is_from_page(scope["headers"]):
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"Only the page and its own pictures are served.\n"})
             return
@@ -338,13 +328,16 @@ class PageGuard:
 
         await self.app(scope, receive, send_with_policy)
 
-    def is_called_by_name(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        """Tell whether a request has one `Host` header, with one of the names."""
-        if self.hosts is None:
-            return True
-        named = [value.decode("latin-1") for name, value in headers if name.lower() == b"host"]
+    def is_from_page(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Tell whether a request has one of the names as its only `Host`, and no other site as its `Origin`."""
+        hosts, origins = (
+            [value.decode("latin-1") for name, value in headers if name.lower() == wanted]
+            for wanted in (b"host", b"origin")
+        )
         try:
-            return len(named) == 1 and urlsplit(f"//{named[0]}").hostname in self.hosts
+            if any(urlsplit(origin).netloc not in hosts for origin in origins):
+                return False
+            return self.hosts is None or (len(hosts) == 1 and urlsplit(f"//{hosts[0]}").hostname in self.hosts)
         except ValueError:  # an unclosed bracket
             return False
 

@@ -1,11 +1,11 @@
-"""The data that pairs are made of: rows of a `datasets` folder and their images as they are stored."""
+"""The source data of pairs: rows of a `datasets` folder and their stored images."""
 
 import hashlib
 import io
 import os
 import stat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_from_disk
@@ -19,7 +19,7 @@ SINGLE = ""
 """Split name of a folder without splits."""
 
 MAX_FILE_BYTES = 1 << 30
-"""Size from which image files are refused before they are read."""
+"""Largest image file that is read."""
 
 
 class Picture(NamedTuple):
@@ -31,6 +31,12 @@ class Picture(NamedTuple):
     mode: str
     orientation: int
     note: str | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The columns of the manifest about the original."""
+        height, width, _ = self.array.shape
+        return {"width": width, "height": height, **dict(zip(self._fields[1:], self[1:], strict=True))}
 
 
 def open_source(path: str | os.PathLike) -> dict[str, Dataset]:

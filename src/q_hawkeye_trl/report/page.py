@@ -1,4 +1,4 @@
-"""The report as one HTML page: the page of scored images with the statistics on top."""
+"""The report as one HTML page: statistics, then the scored images."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RASTER = 2000
-"""Number of points from which a cloud is drawn as pixels inside the SVG, whose size would grow with each point."""
+"""Number of points above which a scatter plot is rasterized inside the SVG, to limit the file's size."""
 
 CURVES = (
     ("eval_srcc_sampled", "validation SRCC, sampled"),
@@ -82,10 +82,8 @@ def residuals(result: SetResult) -> str:
 
 
 def risk(result: SetResult) -> str:
-    """Draw the error against the share of images left out by their spread as SVG; `ValueError` without a spread."""
+    """Draw the error against the share of images left out by their spread, of a set that has spreads, as SVG."""
     table = result.table
-    if table.spread is None:
-        raise ValueError(f"{result.name} has no spread to draw.")
     known = ~np.isnan(table.score) & ~np.isnan(table.spread)
     curve = risk_coverage(table.spread[known], np.abs(table.score - table.mos)[known])
     rejected = 1 - np.arange(1, len(curve.risk) + 1) / len(curve.risk)
@@ -108,7 +106,7 @@ def as_data_uri(svg: str) -> str:
 
 def plot_curves(metrics: Sequence[Mapping], path: str | os.PathLike, title: str = "") -> None:
     """
-    Draw the learning curves, one panel per metric: points of the validation, running means over the training's values.
+    Draw the learning curves, one panel per metric: validation figures as points, training metrics with a running mean.
 
     Args:
         metrics (`Sequence[Mapping]`):
@@ -128,7 +126,7 @@ def plot_curves(metrics: Sequence[Mapping], path: str | os.PathLike, title: str 
     def draw(axes: "Axes", key: str) -> None:
         points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
         steps, values = zip(*points, strict=True)
-        if key.startswith("eval_"):  # few and steady, so no mean over them
+        if key.startswith("eval_"):  # few and steady: no running mean
             axes.plot(steps, values, color=_LINE, linewidth=1.8, marker="o", markersize=4)
         else:
             axes.plot(steps, values, color=_PALE, linewidth=1)

@@ -1,4 +1,4 @@
-"""The report of a set as tables, and their form on the terminal and in Markdown; [`~report.page`] is that in HTML."""
+"""The report of a set as tables, printed on the terminal or written as Markdown; [`~report.page`] writes HTML."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,7 +149,7 @@ def summary_table(results: Sequence[SetResult]) -> str:
 
 
 def verdict(comparison: Mapping, name: str) -> str:
-    """Say what the interval of a difference shows."""
+    """Say whether the interval of a difference shows a better or worse model."""
     low, high = comparison[f"{name}_low"], comparison[f"{name}_high"]
     if not (low > 0 or high < 0):
         return "no difference shown"

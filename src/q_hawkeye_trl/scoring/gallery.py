@@ -1,4 +1,4 @@
-"""One HTML page that shows scored images: a single file without a server, a network or a dependency."""
+"""A page of scored images: one HTML file that needs no server, network or library."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ from .scored import ScoredImage
 THUMBNAIL_SIZE = 160
 """Longest side of a thumbnail in pixels."""
 
-Picture = Image.Image | Callable[[], Image.Image | None] | None
+Picture = Callable[[], Image.Image | None] | None
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class GalleryRow:
     Args:
         scored ([`ScoredImage`]):
             Its score.
-        picture (`PIL.Image.Image`, `Callable[[], PIL.Image.Image | None]` or `None`):
-            RGB image, or a function that loads it when its row is written; `None` for no picture.
+        picture (`Callable[[], PIL.Image.Image | None]`, *optional*):
+            Loads the RGB image, called when its row is written.
         extra (`Mapping[str, float | str | None]`, *optional*):
             Further columns by their title.
     """
@@ -102,11 +102,12 @@ def write_gallery(
         file.writelines(stream)
 
 
-def thumbnail_uri(image: Image.Image, size: int = THUMBNAIL_SIZE) -> str:
-    """Return an RGB image, shrunk to a longest side of `size` pixels, as the `data:` address of a JPEG."""
-    buffer = io.BytesIO()
-    _shrunk(image, size).convert("RGB").save(buffer, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+def thumbnail(image: Image.Image) -> tuple[str, tuple[int, int]]:
+    """Return an RGB image, shrunk to `THUMBNAIL_SIZE`, as the `data:` address of a JPEG, and its width and height."""
+    small, buffer = image.convert("RGB"), io.BytesIO()  # a copy
+    small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    small.save(buffer, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}", small.size
 
 
 def page_environment(folder: Path) -> Environment:
@@ -118,12 +119,6 @@ def page_environment(folder: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _shrunk(image: Image.Image, size: int = THUMBNAIL_SIZE) -> Image.Image:
-    small = image.copy()
-    small.thumbnail((size, size))
-    return small
 
 
 def _inlined() -> dict[str, str]:
@@ -141,14 +136,10 @@ def _cells(rows: Iterable[GalleryRow], extra_columns: list[str]) -> Iterator[dic
         missing = [title for title in extra_columns if title not in row.extra]
         if missing:
             raise ValueError(f"Row {count} of the page ({row.scored.image}) has no value for {', '.join(missing)}.")
-        picture = row.picture() if callable(row.picture) else row.picture
-        small = None if picture is None else _shrunk(picture)
-        yield {
-            "scored": row.scored,
-            "thumbnail": None if small is None else thumbnail_uri(small),
-            "size": None if small is None else small.size,
-            "extra": [row.extra[title] for title in extra_columns],
-        }
+        picture = None if row.picture is None else row.picture()
+        uri, size = (None, None) if picture is None else thumbnail(picture)
+        extra = [row.extra[title] for title in extra_columns]
+        yield {"scored": row.scored, "thumbnail": uri, "size": size, "extra": extra}
 
 
 def _figure(value: float | str | None) -> str:

@@ -1,4 +1,4 @@
-"""The end of a scoring run on the terminal: counts, and the best, the worst and the least certain images."""
+"""The summary that a scoring run prints: counts, and the best, worst and least certain images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
