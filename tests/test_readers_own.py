@@ -235,7 +235,6 @@ def test_errors_of_tables_name_the_row(tmp_path, text, columns, message):
 
 def test_other_files_and_options_are_refused(tmp_path):
     refused(r"no table .*t\.csv", _read, tmp_path, "t.csv", error=FileNotFoundError)
-    refused("'up': which end is better", _read, tmp_path, "t.csv", direction="up")
     refused("--low and --high", _read, tmp_path, "t.csv", ends=None)
     for name, content, message in (
         ("t.tsv", "image\tmos\n", r"expected a \.csv"),
@@ -245,5 +244,6 @@ def test_other_files_and_options_are_refused(tmp_path):
     ):
         (tmp_path / name).write_text(content)
         refused(message, _read, tmp_path, name)
+    refused("'up': which end is better", _read, tmp_path, _write(tmp_path, "csv"), direction="up")
     pq.write_table(pa.table({"image": [{"width": 3}], "mos": [1.0]}), tmp_path / "t.parquet")
     refused("column `image`: expected paths, or images as `datasets` stores them", _read, tmp_path, "t.parquet")

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from ..wording import markdown_table
 from .faults import FAULTS, FAULTS_FILE, Fault
 from .labels import LabelSet
 
@@ -62,8 +63,9 @@ def mix_card(result: Preparation) -> str:
         "Each row's `dataset` names its set. MOS of different sets have no common order: compare within a set only.",
         "How MOS, splits and spreads were made is in the card of each set.",
     ]
-    rows = [[name, *(split["sets"].get(each, 0) for each in sets)] for name, split in result.splits.items()]
-    return _card(" + ".join(sets), "mixed", facts, result, [*_table(["split", *map(_plain, sets)], rows), ""])
+    rows = [[name, *(str(split["sets"].get(each, 0)) for each in sets)] for name, split in result.splits.items()]
+    counts = markdown_table(["split", *map(_plain, sets)], rows)
+    return _card(" + ".join(sets), "mixed", facts, result, [counts, ""])
 
 
 def _card(name: str, verb: str, facts: Sequence[str], result: Preparation, more: Sequence[str]) -> str:
@@ -95,17 +97,14 @@ def _counts(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     rows = [
         [
-            *(name, split["rows"], split["references"] or "none"),
+            *(name, str(split["rows"]), str(split["references"] or "none")),
             *(_range(split[key]) for key in ("mos", "mos_raw", "mos_std")),
             f"`{split['sha256'][:16]}`",
         ]
         for name, split in splits.items()
     ]
-    return [
-        *_table(header, rows),
-        "",
-        "std is in points of MOS; hash is of the rows' names, pixel hashes and MOS.",
-    ]
+    legend = "std is in points of MOS; hash is of the rows' names, pixel hashes and MOS."
+    return [markdown_table(header, rows), "", legend]
 
 
 def _split_rule(labels: LabelSet, request: Mapping[str, Any]) -> str:
@@ -118,11 +117,6 @@ def _split_rule(labels: LabelSet, request: Mapping[str, Any]) -> str:
 
 def _range(values: list[float] | None) -> str:
     return "none" if values is None else " / ".join(f"{value:.4g}" for value in values)
-
-
-def _table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> list[str]:
-    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (header, *rows)]
-    return [lines[0], "|---" * len(header) + "|", *lines[1:]]
 
 
 def _listed(lines: Sequence[str]) -> list[str]:

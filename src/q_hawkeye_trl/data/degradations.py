@@ -17,22 +17,6 @@ from PIL import Image
 from . import image_distortions
 from .images import to_rgb
 
-DEGRADATIONS = (
-    "gaussian_noise",
-    "gaussian_blur",
-    "jpeg",
-    "darken",
-    "motion_blur",
-    "defocus_blur",
-    "brighten",
-    "contrast",
-    "saturation",
-    "pixelate",
-    "jpeg2000",
-    "banding",
-)
-"""The known kinds, each a function of `image_distortions`."""
-
 RELEASE_PRESETS: dict[str, dict[str, float]] = {
     "gaussian_noise": {"std": 45.0},
     "gaussian_blur": {"radius": 2.0},
@@ -43,6 +27,12 @@ RELEASE_PRESETS: dict[str, dict[str, float]] = {
 Strengths of the four kinds of the released Q-Hawkeye code; radii in pixels at any image size. Its JPEG compression is
 repeated three times; the second and third hardly change a pixel at this quality.
 """
+
+DEGRADATIONS = (
+    *RELEASE_PRESETS,
+    *("motion_blur", "defocus_blur", "brighten", "contrast", "saturation", "pixelate", "jpeg2000", "banding"),
+)
+"""The known kinds, each a function of `image_distortions`."""
 
 RELEASE_STRONG_PRESETS: dict[str, dict[str, float]] = {
     "gaussian_noise": {"std": 65.0},
@@ -244,17 +234,12 @@ def degrade(image: Image.Image, name: str, seed: int) -> Image.Image:
     return Image.fromarray(array)
 
 
-def choose_degradation(names: Sequence[str], rng: np.random.Generator) -> str:
-    """Draw one of several degradations with equal probability; raise `ValueError` if any name is unknown."""
+def draw_degradation(names: Sequence[str], seed: int, purpose: str = "choice") -> str:
+    """Draw a degradation with equal probability from the seed that [`view_seed`] gives for an image or prompt."""
     _check_list(names)
     for name in names:
         parse_degradation(name)
-    return names[int(rng.integers(len(names)))]
-
-
-def draw_degradation(names: Sequence[str], seed: int) -> str:
-    """Draw the degradation of a view from the seed that [`view_seed`] gives for its image or prompt."""
-    return choose_degradation(names, _generator(seed, "choice"))
+    return names[int(_generator(seed, purpose).integers(len(names)))]
 
 
 def draw_second(first: str, names: Sequence[str], seed: int) -> str | None:
@@ -263,16 +248,14 @@ def draw_second(first: str, names: Sequence[str], seed: int) -> str | None:
 
     Returns `None` if `first` is a combination already or `names` has no other kind.
     """
-    kinds = {}
     for name in names:
-        kinds[name] = degradation_kinds(name)
-        if len(kinds[name]) > 1:
+        if len(degradation_kinds(name)) > 1:
             raise ValueError(f"{name!r} is a combination; a view is strengthened by a single degradation.")
     used = degradation_kinds(first)
-    others = [name for name in names if kinds[name][0] not in used]
+    others = [name for name in names if degradation_kinds(name)[0] not in used]
     if len(used) > 1 or not others:
         return None
-    return f"{first}+{choose_degradation(others, _generator(seed, 'second choice'))}"
+    return f"{first}+{draw_degradation(others, seed, 'second choice')}"
 
 
 def pixel_hash(image: Image.Image) -> str:

@@ -1,9 +1,11 @@
 """The one way in for images: upright RGB, or an error that names the image. Nothing is replaced silently."""
 
+import contextlib
 import io
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -105,14 +107,8 @@ def _load(image: Any, name: str | None) -> Image.Image:
         name = file = os.fspath(image)
         if not os.path.isfile(name):
             raise FileNotFoundError(f"There is no image file {name}: correct the path, or drop its row.")
-    try:
+    with _naming(name):
         opened = Image.open(file)
-    except Image.DecompressionBombError as error:
-        raise _too_large(name, error) from error
-    except Image.UnidentifiedImageError as error:  # whose message would name the buffer
-        raise _broken(name, "its format is unknown") from error
-    except BROKEN as error:
-        raise _broken(name, error) from error
     with opened:
         return _decode(opened, name)
 
@@ -123,17 +119,31 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             "`PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set, by this program or by a package that it imports: Pillow "
             "would fill the missing part of broken images with grey. Set it to False."
         )
-    try:
+    with _naming(name):
         image.load()
         image = ImageOps.exif_transpose(image)
-    except Image.DecompressionBombError as error:
-        raise _too_large(name, error) from error
-    except BROKEN as error:
-        raise _broken(name, error) from error
     try:
         return to_rgb(image)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turn the errors of Pillow's decoders into a `ValueError` that names the image."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name} is too large to decode ({error}): shrink it, or raise `PIL.Image.MAX_IMAGE_PIXELS` if you trust "
+            "it."
+        ) from error
+    except BROKEN as error:
+        # the message of an `UnidentifiedImageError` would name the buffer
+        reason = "its format is unknown" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(
+            f"{name} is not a readable image ({reason}): fetch the file again, or drop its row."
+        ) from error
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
@@ -147,13 +157,3 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:
         grey[values == image.info["transparency"]] = 255
     return Image.fromarray(grey)
-
-
-def _broken(name: str, reason: Exception | str) -> ValueError:
-    return ValueError(f"{name} is not a readable image ({reason}): fetch the file again, or drop its row.")
-
-
-def _too_large(name: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"{name} is too large to decode ({error}): shrink it, or raise `PIL.Image.MAX_IMAGE_PIXELS` if you trust it."
-    )

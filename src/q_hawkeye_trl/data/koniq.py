@@ -151,36 +151,29 @@ def read_koniq10k(
         `FileNotFoundError`: A folder or the label file is missing.
         `ValueError`: Unknown option, or a label file that is not as published; the message names the row.
     """
-    folder = image_folder(root, images, (), "KonIQ-10k") if images else _image_folder(root, resolution)
+    if resolution not in (None, *RESOLUTIONS):
+        raise ValueError(f"Unknown resolution {resolution!r} of KonIQ-10k; choose one of {', '.join(RESOLUTIONS)}.")
+    folder = image_folder(root, images, [resolution] if resolution else RESOLUTIONS, "KonIQ-10k")
     path, scale = _label_file(root), scale or "deqa"
     table = read_koniq_labels(path)
     mean = mean_opinion(table[_ANSWERS].to_numpy())
     mos, source = koniq_mos(mean, table["zscore"].to_numpy(), scale)
-    index = FileIndex([folder.absolute()])
+    index = FileIndex([folder])
     rows = [
         LabelRow(row.name, index.path(row.name), row.where, float(score), row.std, row.split)
         for row, score in zip(table.itertuples(index=False), source, strict=True)
     ]
-    notes = []
-    if path.name != SETS_FILE:
+    has_split, notes = path.name == SETS_FILE, []
+    if not has_split:
         notes.append(f"{path.name} has no split: the drawn one is not the official one, which {SETS_FILE} has.")
     if scale.startswith("zscore"):
         notes.append("The rule is not linear in the mean answer: mos_std is scaled by the ratio of spreads.")
     return LabelSet(
-        name="koniq10k",
-        rows=rows,
-        mos=mos,
-        mos_std=table["std"].to_numpy() * spread_factor(mos, mean),
-        scale=scale,
-        direction="higher",
+        "koniq10k", rows, mos, table["std"].to_numpy() * spread_factor(mos, mean), scale, "higher",
         scores="mean answer of 1 to 5, from c1 to c5" if scale in ("deqa", "raw") else "z-scored MOS of 0 to 100",
-        rule=_RULES[scale].format(low=source.min(), high=source.max()),
-        folder=folder.absolute(),
-        files=[path],
-        ends=(1, 5),
-        splits="official" if path.name == SETS_FILE else "by image",
-        notes=notes,
-    )
+        rule=_RULES[scale].format(low=source.min(), high=source.max()), folder=folder, files=[path], ends=(1, 5),
+        splits="official" if has_split else "by image", notes=notes,
+    )  # fmt: skip
 
 
 def read_koniq_labels(path: str | os.PathLike) -> pd.DataFrame:
@@ -246,15 +239,3 @@ def _label_file(data_dir: Path) -> Path:
             return data_dir / name
     found = ", ".join(sorted(file.name for file in data_dir.glob("*.csv"))) or "none"
     raise FileNotFoundError(f"{data_dir}: expected {SETS_FILE} or {SCORES_FILE}; its csv files are: {found}.")
-
-
-def _image_folder(data_dir: Path, resolution: str | None) -> Path:
-    if resolution is not None and resolution not in RESOLUTIONS:
-        raise ValueError(f"Unknown resolution {resolution!r} of KonIQ-10k; choose one of {', '.join(RESOLUTIONS)}.")
-    if not data_dir.is_dir():
-        raise FileNotFoundError(f"There is no folder {data_dir}: pass the folder that holds KonIQ-10k's label file.")
-    wanted = [resolution] if resolution else RESOLUTIONS
-    for name in wanted:
-        if (data_dir / name).is_dir():
-            return data_dir / name
-    raise FileNotFoundError(f"{data_dir}: expected an image folder {' or '.join(wanted)}; unpack the set's zip there.")

@@ -27,7 +27,7 @@ from .labels import (
     read_csv,
     reference_reader,
 )
-from .scales import DIRECTIONS, to_mos
+from .scales import to_mos
 from .splits import split_name
 
 Cells = Iterator[tuple[str, str | None, dict[str, Any]]]
@@ -108,8 +108,6 @@ def read_table(
         `FileNotFoundError`: The table is missing.
         `ValueError`: Columns or values are wrong; the message names the row.
     """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"Unknown direction {direction!r}: which end is better, {' or '.join(DIRECTIONS)}?")
     columns, scale = columns or TableColumns(), scale or "linear"
     if columns.std and columns.variance:
         raise ValueError("A table has a column of standard deviations or one of variances; name one.")
@@ -316,19 +314,12 @@ def read_deqa(
     ]
     norms = as_floats(parse_number(entry.get("gt_score_norm")) for _, _, entry in entries)
     mos, factor, rule = _norms_to_mos(rows, norms)
+    name, stds = name or Path(os.path.abspath(root)).name.lower(), as_floats(row.std for row in rows) * factor
     return LabelSet(
-        name=name or Path(os.path.abspath(root)).name.lower(),
-        rows=rows,
-        mos=mos,
-        mos_std=as_floats(row.std for row in rows) * factor,
-        scale="deqa",
-        direction="higher",
+        name, rows, mos, stds, "deqa", "higher", rule=rule, folder=folder, files=[path for _, path in files],
         scores="gt_score of DeQA-Score's metas; higher is better (CSIQ's DMOS has a minus there)",
-        rule=rule,
-        folder=folder,
-        files=[path for _, path in files],
         splits="of the metas, by file",
-    )
+    )  # fmt: skip
 
 
 def _metas(root: Path, labels: list[str] | None) -> list[tuple[str, Path]]:

@@ -364,14 +364,14 @@ class FileIndex:
 def image_folder(root: Path, wanted: str | None, official: Sequence[str], set_name: str) -> Path:
     """Return the absolute image folder of a set: `wanted`, from `root` or absolute, or the first official name."""
     if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder {root}: --root is the folder that holds {set_name}.")
+        raise FileNotFoundError(f"There is no folder {root}: name the folder that holds {set_name}.")
     names = [wanted] if wanted else list(official)
     for name in names:
         if (root / name).is_dir():
             return Path(os.path.abspath(root / name))
     raise FileNotFoundError(
-        f"{root}: expected the image folder {' or '.join(names)} of {set_name}; unpack the images there, or name "
-        "their folder by --images."
+        f"{root}: expected the image folder {' or '.join(names)} of {set_name}; unpack the images there, or "
+        "name their folder by --images of `q-hawkeye prepare`."
     )
 
 

@@ -20,16 +20,7 @@ from ..io.outputs import refuse_inside, refuse_taken
 from ..io.publication import move_folder, resumable_folder
 from .arrow_folder import Shard, write_index, write_split
 from .dataset_card import Preparation, prepared_card
-from .faults import (
-    FAULTS_FILE,
-    Fault,
-    check_faults,
-    check_labels,
-    over_limit,
-    row_faults,
-    split_faults,
-    write_faults,
-)
+from .faults import FAULTS_FILE, Fault, check_faults, check_labels, over_limit, row_faults, split_faults, write_faults
 from .inspection import Finding, inspect_images, read_image_file
 from .labels import EmbeddedImage, LabelRow, LabelSet
 from .splits import SHARES, SPLITS, draw_splits, image_key, join_groups
@@ -37,19 +28,10 @@ from .splits import SHARES, SPLITS, draw_splits, image_key, join_groups
 CARD_FILE = "README.md"
 RECORD_FILE = "prepare.json"
 FEATURES = Features(
-    {
-        "image": ImageFeature(),
-        "image_id": Value("string"),
-        "dataset": Value("string"),
-        "reference": Value("string"),
-        "mos": Value("float64"),
-        "mos_raw": Value("float64"),
-        "mos_std": Value("float64"),
-        "mos_std_raw": Value("float64"),
-        "mos_scale": Value("string"),
-        "mos_direction": Value("string"),
-        "image_hash": Value("string"),
-    }
+    {"image": ImageFeature()}
+    | dict.fromkeys(("image_id", "dataset", "reference"), Value("string"))
+    | dict.fromkeys(("mos", "mos_raw", "mos_std", "mos_std_raw"), Value("float64"))
+    | dict.fromkeys(("mos_scale", "mos_direction", "image_hash"), Value("string"))
 )
 """
 Columns of prepared data. `mos` in [1, 5] is made from `mos_raw` by the rule `mos_scale`; `mos_direction` is the better
@@ -141,15 +123,8 @@ def prepare(
         summaries = {name: summarise(row.columns for row in part) for name, part in parts.items()}
         result = Preparation(out, summaries, faults, notes)
         shards = {name: _shards(part, embed) for name, part in parts.items()}
-        publish(
-            work,
-            shards,
-            FEATURES,
-            _fingerprint(rows, request),
-            result,
-            request,
-            prepared_card(labels, result, request),
-        )
+        card = prepared_card(labels, result, request)
+        publish(work, shards, FEATURES, _fingerprint(rows, request), result, request, card)
     return result
 
 
@@ -268,10 +243,9 @@ def _split(
 ) -> tuple[list[PreparedRow], list[Fault], list[str]]:
     """Return the usable rows with their splits, all faults, and notes."""
     notes, faults = list(labels.notes), row_faults(labels, findings)
+    splits = [str(row.split) for row in labels.rows]
     is_given = labels.rows[0].split is not None
-    if is_given:
-        splits = [str(row.split) for row in labels.rows]
-    else:
+    if not is_given:
         groups = join_groups([_keys(*pair, references) for pair in zip(labels.rows, findings, strict=True)])
         drawn = draw_splits(groups, shares, seed)
         splits = [SPLITS[drawn[group]] for group in groups]
@@ -345,15 +319,13 @@ def _shards(rows: Sequence[PreparedRow], embed: bool) -> list[Shard]:
 def _tables(rows: Sequence[PreparedRow], embed: bool) -> Iterator[pa.Table]:
     batch: list[dict] = []
     waiting = 0
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         stored: dict[str, Any] = {"bytes": None, "path": row.image}
         if embed:
             path = row.image.label if isinstance(row.image, EmbeddedImage) else row.image
             stored = {"bytes": read_image_file(row.image, row.finding), "path": os.path.basename(path)}
             waiting += len(stored["bytes"])
         batch.append({"image": stored, **row.columns})
-        if waiting >= _BATCH_BYTES or len(batch) >= 1000:
+        if waiting >= _BATCH_BYTES or len(batch) >= 1000 or number == len(rows):
             yield pa.Table.from_pylist(batch, schema=FEATURES.arrow_schema)
             batch, waiting = [], 0
-    if batch:
-        yield pa.Table.from_pylist(batch, schema=FEATURES.arrow_schema)

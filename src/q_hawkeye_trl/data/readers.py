@@ -166,16 +166,15 @@ def read_kadid10k(
         raise ValueError(f"Unknown spread {spread!r} of KADID-10k; choose one of {', '.join(SPREADS)}.")
     folder = image_folder(root, images, ["images"], "KADID-10k")
     index, path = FileIndex([folder]), root / "dmos.csv"
-    rows, levels = [], []
+    rows = []
     for where, row in read_csv(path, ["dist_img", "ref_img", "dmos", "var"], "KADID-10k"):
         name, reference = plain_name(row["dist_img"], where), plain_name(row["ref_img"], where)
         value = parse_spread(row["var"], f"{where}: `var`")
         rows.append(LabelRow(name, index.path(name), where, parse_number(row["dmos"]), std=value, reference=reference))
-        levels.append(_level(name, r"_(\d+)\.\w+$"))
     rows, note = _kadid_stds(rows, spread)
     return label_set(
         "kadid10k", rows, scale=scale, ends=(1, 5), scores='"dmos" of 1 to 5', folder=folder, files=[path],
-        splits="by reference", references=_references(rows, index), levels=np.array(levels),
+        splits="by reference", references=_references(rows, [folder]), levels=_levels(rows),
         notes=[note, 'The column is named "dmos", but higher is better.'],
     )  # fmt: skip
 
@@ -204,11 +203,8 @@ def read_pipal(root: Path, *, scale: str | None = None, images: str | None = Non
 
     The Elo rating has no fixed ends, so the scale `linear` is refused.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder {root}: --root is the folder that holds PIPAL.")
-    folders = [image_folder(root, images, (), "PIPAL")] if images else _folders(root, ("train_dist", "dist"))
-    if not folders:
-        raise FileNotFoundError(f"{root}: expected image folders like Train_Dist or Distortion_1; or use --images.")
+    folders = [] if images else _folders(root, ("train_dist", "dist"))
+    folders = folders or [image_folder(root, images, ["Train_Dist", "Distortion_1"], "PIPAL")]
     files = sorted((root / "Train_Label").glob("*.txt"))
     if not files:
         raise FileNotFoundError(f"{root / 'Train_Label'}: expected PIPAL's label files, A0001.txt and so on.")
@@ -220,11 +216,10 @@ def read_pipal(root: Path, *, scale: str | None = None, images: str | None = Non
         name = plain_name(name, where)
         reference = f"{name.split('_')[0]}.bmp"
         rows.append(LabelRow(name, index.path(name), where, parse_number(score), reference=reference))
-    originals = _folders(root, ("train_ref", "ref"))
     return label_set(
         "pipal", rows, scale=scale, ends=None, scores="Elo rating, without fixed ends", files=files,
         folder=_common(root, folders[0]), splits="by reference", notes=["PIPAL has no standard deviations."],
-        references=_references(rows, FileIndex(originals)) if originals else {},
+        references=_references(rows, _folders(root, ("train_ref", "ref"))),
     )  # fmt: skip
 
 
@@ -234,8 +229,7 @@ def read_csiq(root: Path, *, scale: str | None = None, images: str | None = None
     better; see [`read_spaq`].
     """
     folder = image_folder(root, images, ["dst_imgs"], "CSIQ")
-    path, indices = root / "csiq.DMOS.xlsx", {}
-    rows, levels = [], []
+    path, indices, rows = root / "csiq.DMOS.xlsx", {}, []
     columns = ["image", "dst_type", "dst_lev", "dmos_std", "dmos"]
     for where, row in read_xlsx(path, columns, "CSIQ", sheet="all_by_image"):
         stem, level = plain_name(row["image"], where), cell_text(row["dst_lev"])
@@ -249,11 +243,10 @@ def read_csiq(root: Path, *, scale: str | None = None, images: str | None = None
         image = indices[subfolder].path(name) if subfolder in indices else os.path.join(folder, subfolder, name)
         score, std = parse_number(row["dmos"]), parse_spread(row["dmos_std"], f"{where}: `dmos_std`")
         rows.append(LabelRow(name, image, where, score, std, reference=f"{stem}.png"))
-        levels.append(_level(level, r"^(\d+)$"))
     return label_set(
         "csiq", rows, scale=scale, ends=(0, 1), direction="lower", scores="DMOS of 0 to 1",
-        folder=_common(root, folder), files=[path], splits="by reference", levels=np.array(levels),
-        references=_references_of(rows, root / "src_imgs"),
+        folder=_common(root, folder), files=[path], splits="by reference", levels=_levels(rows),
+        references=_references(rows, [root / "src_imgs"]),
     )  # fmt: skip
 
 
@@ -273,32 +266,32 @@ def read_tid2013(root: Path, *, scale: str | None = None, images: str | None = N
         note = "TID2013's standard deviations are small: the error of the mean, not the spread of the opinions."
         if len(stds) != len(labels):
             raise ValueError(f"{spreads}: expected a number for each of the {len(labels)} images, got {len(stds)}.")
-    index, rows, levels = FileIndex([folder]), [], []
+    index, rows = FileIndex([folder]), []
     for (where, line), std in zip(labels, stds, strict=True):
         score, _, name = line.partition(" ")
         name = plain_name(name, where)
         reference = f"{name.split('_')[0].upper()}.BMP"  # the file writes both I01_01_1.bmp and i01_01_2.bmp
         rows.append(LabelRow(name, index.path(name), where, parse_number(score), std, reference=reference))
-        levels.append(_level(name, r"_(\d+)\.\w+$"))
     return label_set(
         "tid2013", rows, scale=scale, ends=(0, 9), scores="MOS of 0 to 9", folder=_common(root, folder), files=files,
-        splits="by reference", levels=np.array(levels), notes=[note],
-        references=_references_of(rows, root / "reference_images"),
+        splits="by reference", levels=_levels(rows), notes=[note],
+        references=_references(rows, [root / "reference_images"]),
     )  # fmt: skip
 
 
-def _references_of(rows: list[LabelRow], folder: Path) -> dict[str, str]:
-    return _references(rows, FileIndex([folder])) if folder.is_dir() else {}
-
-
-def _references(rows: list[LabelRow], index: FileIndex) -> dict[str, str]:
-    names = sorted({row.reference for row in rows if row.reference is not None})
+def _references(rows: list[LabelRow], folders: list[Path]) -> dict[str, str]:
+    """Return the paths of the references that exist, by name."""
+    folders = [folder for folder in folders if folder.is_dir()]
+    if not folders:
+        return {}
+    index, names = FileIndex(folders), sorted({row.reference for row in rows if row.reference is not None})
     return {name: path for name in names if os.path.exists(path := index.path(name))}
 
 
-def _level(name: str, pattern: str) -> float:
-    found = re.search(pattern, name)
-    return float(found.group(1)) if found else np.nan
+def _levels(rows: list[LabelRow]) -> np.ndarray:
+    """Return the strength of each distortion `(N,)`, the last number of the file name, NaN where there is none."""
+    found = [re.search(r"[_.](\d+)\.\w+$", row.image_id) for row in rows]
+    return np.array([float(match[1]) if match else np.nan for match in found])
 
 
 def _common(root: Path, folder: Path) -> Path:
