@@ -377,7 +377,8 @@ def bind_question(reward: Any, question: Question, score_fn: ScoreFunction) -> A
     """
     if isinstance(reward, list):
         return [bind_question(each, question, score_fn) for each in reward]
-    function, given = reward, {}
+    function: Any = reward
+    given: dict[str, Any] = {}
     while isinstance(function, functools.partial):
         function, given = function.func, {**function.keywords, **given}
     if function not in REWARDS.values():

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from datasets import DatasetInfo, Features
@@ -57,7 +57,7 @@ def write_split_files(
     info.features = features
     info.splits = info.download_checksums = info.download_size = info.dataset_size = info.size_in_bytes = None
     info.write_to_directory(str(folder))
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": fingerprint,
         "_format_columns": None,

@@ -38,7 +38,8 @@ def with_uniform_images(dataset: Any) -> Any:
     if dataset is None or isinstance(dataset, str | _Rows | _Stream):
         return dataset
     if isinstance(dataset, Mapping):
-        return type(dataset)({name: with_uniform_images(part) for name, part in dataset.items()})
+        kind: Any = type(dataset)
+        return kind({name: with_uniform_images(part) for name, part in dataset.items()})
     if isinstance(dataset, datasets.Dataset):
         return _uniform_table(dataset)
     if isinstance(dataset, IterableDataset):

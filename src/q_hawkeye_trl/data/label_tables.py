@@ -354,7 +354,8 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _base(root: Path, images: str | None, names: list[str]) -> Path:
     candidates = [root / images] if images else [root, Path(os.path.abspath(root)).parent]
-    return Path(os.path.abspath(max(candidates, key=lambda f: sum(os.path.exists(f / name) for name in names))))
+    best = max(candidates, key=lambda folder: sum((folder / name).exists() for name in names))
+    return Path(os.path.abspath(best))
 
 
 def _norms_to_mos(rows: list[LabelRow], norms: np.ndarray) -> tuple[np.ndarray, float, str]:

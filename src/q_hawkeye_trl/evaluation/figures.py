@@ -313,7 +313,7 @@ def _spread_part(known: ScoreTable, draws: int, seed: int) -> dict | None:
     if known.spread is None or np.isnan(known.spread).all():
         return None
     known = known.select(~np.isnan(known.spread))
-    spread, error = known.spread, np.abs(known.score - known.mos)
+    spread, error = np.asarray(known.spread), np.abs(known.score - known.mos)
     curve = risk_coverage(spread, error)
     return {
         "images": len(known),

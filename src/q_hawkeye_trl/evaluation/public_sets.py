@@ -51,7 +51,8 @@ class PublishedRow(NamedTuple):
 
 
 def _preset(name: str, sets: dict[str, tuple[str, int]], **others: str) -> Preset:
-    splits, sizes = ({key: value[part] for key, value in sets.items()} for part in (0, 1))
+    splits = {key: split for key, (split, _) in sets.items()}
+    sizes = {key: size for key, (_, size) in sets.items()}
     return Preset(name=name, splits=splits, sizes=sizes, **others)
 
 
@@ -79,7 +80,8 @@ def departures(preset: Preset, dataset: str, images: int) -> list[str]:
 def published_rows(dataset: str) -> list[PublishedRow]:
     """Return the published rows of models that were trained on KonIQ-10k alone; empty for an unknown set."""
     rows = [row for row in _KNOWN["published"] if dataset in row["figures"]]
-    return [PublishedRow(row["model"], *row["figures"][dataset], row["source"]) for row in rows]
+    figures = [(row, *row["figures"][dataset]) for row in rows]
+    return [PublishedRow(row["model"], plcc, srcc, row["source"]) for row, plcc, srcc in figures]
 
 
 def distortion_of(dataset: str, image_id: str) -> str:

@@ -40,7 +40,7 @@ def read_decisions(path: str | os.PathLike) -> dict[PairKey, str]:
     """Return the decisions in force, `"accept"` or `"reject"`, by pair, oldest first."""
     decided: dict[PairKey, str] = {}
     for line, number, _ in read_lines(path):
-        hashes = [line.get(name) for name in PairKey._fields]
+        hashes: list[Any] = [line.get(name) for name in PairKey._fields]
         decision = line.get("decision")
         if decision not in DECISIONS or not all(isinstance(value, str) and value for value in hashes):
             raise ValueError(
@@ -160,7 +160,7 @@ class ReviewData:
         images = [Image.fromarray(picture.array) for picture in pictures]
         for image in images:
             image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-        return Shown(*images)
+        return Shown(images[0], images[1])
 
     def _passes(self, name: str, filters: Filters) -> bool:
         if filters.state not in ("all", self.state(name)):

@@ -88,7 +88,7 @@ class PairSettings:
 
     def identity(self) -> dict[str, Any]:
         """Return what the pairs depend on, as JSON: of a judge its name, not its address."""
-        described = {
+        described: dict[str, Any] = {
             key: list(value) if isinstance(value, tuple | list) else value for key, value in asdict(self).items()
         }
         for name in ("mild_ssim", "mild_psnr"):

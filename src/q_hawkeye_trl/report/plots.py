@@ -84,8 +84,9 @@ def residuals(result: SetResult) -> str:
 def risk(result: SetResult) -> str:
     """Draw the error against the share of images left out by their spread, of a set that has spreads, as SVG."""
     table = result.table
-    known = ~np.isnan(table.score) & ~np.isnan(table.spread)
-    curve = risk_coverage(table.spread[known], np.abs(table.score - table.mos)[known])
+    spread = np.asarray(table.spread)
+    known = ~np.isnan(table.score) & ~np.isnan(spread)
+    curve = risk_coverage(spread[known], np.abs(table.score - table.mos)[known])
     rejected = 1 - np.arange(1, len(curve.risk) + 1) / len(curve.risk)
 
     def draw(axes: "Axes") -> None:

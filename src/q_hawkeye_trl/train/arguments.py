@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, TrlParser
@@ -99,13 +99,14 @@ class ScriptArguments:
                 raise ValueError(f"{name} is {count}; give at least {least}, or leave it out to use all.")
         if self.data_dir is not None and self.dataset is not None:
             raise ValueError("data_dir and dataset are both given; keep one.")
-        unused = set(self.reward_parameters or {}) - set(self.rewards)
+        given: Any = self.reward_parameters or {}
+        unused = set(given) - set(self.rewards)
         if unused:
             raise ValueError(
                 f"reward_parameters names {', '.join(unused)}, not among rewards {', '.join(self.rewards)}."
             )
         for name in self.rewards:  # a wrong parameter fails here, before anything is loaded
-            parameters = (self.reward_parameters or {}).get(name, {})
+            parameters: Any = given.get(name, {})
             if not isinstance(parameters, dict):
                 raise ValueError(f"reward_parameters gives {name} {parameters!r}; give a mapping like {{tau: 0.5}}.")
             get_reward(name, **parameters)
@@ -165,9 +166,10 @@ def parse_arguments(argv: Sequence[str], parser: TrlParser | None = None) -> Tra
     recipe = load_recipe(find_recipe(own.config or DEFAULT_RECIPE), options_of(parser), base=base)
     os.environ.update({name: str(value) for name, value in recipe.pop(ENVIRONMENT, {}).items()})
     parser.set_defaults_with_config(**recipe)
-    parsed = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
+    script_args, training_args, model_args = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
     names_folder = any(word.split("=")[0] == "--output_dir" for word in rest)
-    return TrainingOptions(*parsed, is_default=own.config is None and not names_folder)
+    is_default = own.config is None and not names_folder
+    return TrainingOptions(script_args, training_args, model_args, is_default)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:

@@ -1,5 +1,7 @@
 """What a training is given: its images, its rewards, and when it validates."""
 
+from typing import Any
+
 from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -45,6 +47,7 @@ def load_data(
 
 
 def _load_folder(script_args: ScriptArguments, args: HawkeyeGRPOConfig) -> tuple[Dataset, Dataset | None, Dataset]:
+    assert script_args.dataset is not None
     # a prompt of the config names its own scale
     scale = (args.score_min, args.score_max) if args.prompt is None else QUALITY_SCALE
     train, held_out = (
@@ -74,7 +77,7 @@ def _load_koniq(script_args: ScriptArguments, args: HawkeyeGRPOConfig) -> tuple[
     if script_args.data_dir is None:
         write_synthetic_koniq(script_args.synthetic_dir)
     data_dir = script_args.data_dir or script_args.synthetic_dir
-    options = {"scale": script_args.mos_scale, "allow_missing": script_args.allow_missing}
+    options: dict[str, Any] = {"scale": script_args.mos_scale, "allow_missing": script_args.allow_missing}
     train = load_koniq(data_dir, "training", **options)
     validation = None
     if script_args.validate:
@@ -113,5 +116,5 @@ def plan_validation(script_args: ScriptArguments, args: HawkeyeGRPOConfig) -> No
 
 def build_rewards(script_args: ScriptArguments) -> list:
     """Build the rewards by name; the trainer gives them its scale and parser."""
-    parameters = script_args.reward_parameters or {}
+    parameters: Any = script_args.reward_parameters or {}
     return [get_reward(name, **parameters.get(name, {})) for name in script_args.rewards]

@@ -80,14 +80,16 @@ def write_outcome(
     if not trainer.accelerator.is_main_process:
         return
     args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
-    held_out, seconds = measured.rows, time.time() - started
+    held_out, after, seconds = measured.rows, measured.after, time.time() - started
+    assert held_out is not None
+    assert after is not None
     best = None
     if args.load_best_model_at_end and state.best_model_checkpoint is not None:
         best = {"step": state.best_global_step, "name": args.metric_for_best_model, "value": state.best_metric}
     packages = ("q-hawkeye-trl", "trl", "transformers", "torch", "datasets", "tokenizers")
     summary = {
         "before": measured.before,
-        "after": measured.after,
+        "after": after,
         "best": best,
         "seconds": round(seconds, 1),
         "validation_seconds": round(trainer.validation.seconds, 1) if trainer.validation else 0.0,
@@ -98,7 +100,7 @@ def write_outcome(
     write_json(folder / "summary.json", summary)
     plot_curves(read_metrics(folder / METRICS_FILE), folder / "curves.png", title=folder.name)
     _write_card(script_args, model_args, trainer, held_out, summary, resumed=resumed)
-    print(f"\n{before_after_table(measured.before, measured.after, len(held_out))}\n")
+    print(f"\n{before_after_table(measured.before, after, len(held_out))}\n")
     if best is not None:
         print(f"The checkpoint of step {best['step']} is the best one by {best['name']}: {best['value']:.3f}.")
     print(f"{seconds:.0f} seconds, seed {args.seed}. In {folder}:")
