@@ -7,7 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -164,25 +164,21 @@ def test_an_interrupted_run_resumes_at_its_chunk(tmp_path, monkeypatch):
     assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
 
 
-def test_an_unfinished_run_with_other_settings_or_data_is_refused(tmp_path, monkeypatch):
-    data = save(tmp_path / "data", dataset(3))
-    with interrupted(monkeypatch, "making.PairMaker.make"):
-        make(data, tmp_path / "out")
-    with pytest.raises(FileExistsError, match=r"out.*seed"):
-        make(data, tmp_path / "out", seed=1)
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_run_with_other_settings_or_data_is_refused(tmp_path, monkeypatch, is_finished):
+    data, out = save(tmp_path / "data", dataset(4)), tmp_path / "out"
+    with nullcontext() if is_finished else interrupted(monkeypatch, "making.PairMaker.make"):
+        make(data, out, limit=3)
+    before = files_of(out)
+    for settings in ({"seed": 1}, {"degradations": ["jpeg@3"]}, {"limit": 4}):
+        with pytest.raises(FileExistsError, match=f"out.*{next(iter(settings))}"):
+            make(data, out, **{"limit": 3, **settings})
+    assert files_of(out) == before
+    assert make(data, out, limit=3).made == (0 if is_finished else 3)
+    assert not is_finished or files_of(out) == before
+    shutil.rmtree(data)
     with pytest.raises(FileExistsError, match=r"out.*data"):
-        make(save(tmp_path / "other", dataset(4)), tmp_path / "out")
-    assert make(data, tmp_path / "out").made == 3
-
-
-def test_a_finished_folder_is_left_alone(tmp_path):
-    data = save(tmp_path / "data", dataset(6))
-    make(data, tmp_path / "out")
-    before = files_of(tmp_path / "out")
-    assert make(data, tmp_path / "out").made == 0
-    assert files_of(tmp_path / "out") == before
-    with pytest.raises(FileExistsError, match=r"out.*degradations"):
-        make(data, tmp_path / "out", degradations=["jpeg@3"])
+        make(save(data, dataset(4, 10)), out, limit=3)
 
 
 def test_a_second_run_only_retries_what_failed_and_ends_as_an_uninterrupted_one(tmp_path):
@@ -375,17 +371,6 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "empty").mkdir()
     make(data, tmp_path / "empty")
     assert views_of(tmp_path / "empty")
-
-
-def test_other_data_behind_a_limit_are_noticed(tmp_path):
-    for name, first in (("a", 0), ("b", 10)):
-        save(tmp_path / name, dataset(3, first))
-    make(tmp_path / "a", tmp_path / "out", limit=2)
-    assert make(tmp_path / "a", tmp_path / "out", limit=2).made == 0
-    shutil.rmtree(tmp_path / "a")
-    (tmp_path / "b").rename(tmp_path / "a")
-    with pytest.raises(FileExistsError, match="data"):
-        make(tmp_path / "a", tmp_path / "out", limit=2)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])

@@ -88,7 +88,7 @@ def test_scores_out_of_range_stay_and_are_counted(tmp_path):
     assert (table.score[3], table.score[7]) == (5.5, -40)
     for row in rows[8:17]:
         row["score"] = 77
-    with pytest.raises(ValueError, match=r"11 of 20 scores.*\[1, 5\].*--score-range"):
+    with pytest.raises(ValueError, match=r"11 of 20 .*`score`.*\[1, 5\].*--score-range"):
         read_tables(write(tmp_path / "set.csv", rows))
 
 

@@ -134,18 +134,16 @@ def build_table(
             raise ValueError(f"{where}: image_id {row['image_id']!r} is already in {earlier}; keep one of them.")
     score = _onto_scale("score", _numbers(rows, "score", optional=True), score_range)
     score = np.where(np.abs(score) > ABSURD, np.nan, score)
-    out_of_range = _outside(score)
-    if out_of_range > OUT_OF_RANGE_SHARE * len(score):
-        raise ValueError(
-            f"{name}: {out_of_range} of {len(score)} scores are outside [{min(score_range):g}, {max(score_range):g}]; "
-            "set their scale with --score-range WORST BEST."
-        )
     mos = _onto_scale("mos", _numbers(rows, "mos"), mos_range)
-    if _outside(mos):
-        raise ValueError(
-            f"{name}: {_outside(mos)} of {len(mos)} values of `mos` are outside "
-            f"[{min(mos_range):g}, {max(mos_range):g}]; set their scale with --mos-range WORST BEST."
-        )
+    for column, values, ends, share in (
+        ("score", score, score_range, OUT_OF_RANGE_SHARE),
+        ("mos", mos, mos_range, 0.0),
+    ):
+        if _outside(values) > share * len(values):
+            raise ValueError(
+                f"{name}: {_outside(values)} of {len(values)} values of `{column}` are outside "
+                f"[{min(ends):g}, {max(ends):g}]; set their scale with --{column}-range WORST BEST."
+            )
     texts = {column: _texts(rows, column) for column in _TEXTS}
     group = texts["group"]
     if group is not None and "" in group:
@@ -158,7 +156,7 @@ def build_table(
         mos=np.clip(mos, *SCALE),  # rounding
         mos_raw=_raw(rows),
         spread=_spread(rows, score_range),
-        out_of_range=out_of_range,
+        out_of_range=_outside(score),
         **texts,
     )
 
