@@ -1,4 +1,4 @@
-"""Prepared data from a folder that `datasets` reads, and the checks that every row passes before training."""
+"""Load prepared data from a folder that `datasets` reads, and check every row before training."""
 
 import os
 import re

@@ -48,7 +48,7 @@ class TableColumns(NamedTuple):
         reference (`str` or `None`):
             Name of the undistorted original.
         group (`str` or `None`):
-            What else must stay in one split.
+            Key of rows that must stay in one split, such as a text prompt.
         split (`str` or `None`):
             Split of the row.
         image_id (`str` or `None`):

@@ -36,8 +36,8 @@ class LabelRow(NamedTuple):
 
     `image_id` is unique within the set. `image` is an absolute path, which need not exist, or the image itself.
     `where` is file and line, for messages. `score` is as released and `std` in its units. `split` is one of
-    [`~data.splits.SPLITS`]. `reference` names the undistorted original. `group` is what else must stay in one split,
-    like the text that an image was generated from.
+    [`~data.splits.SPLITS`]. `reference` names the undistorted original. `group` is another key of
+    rows that must stay in one split, like the text that an image was generated from.
     """
 
     image_id: str

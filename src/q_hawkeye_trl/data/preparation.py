@@ -270,7 +270,7 @@ def _split(
 
 
 def _keys(row: LabelRow, finding: Finding, references: Mapping[str, Finding]) -> list[str]:
-    """What puts a row into one group with others."""
+    """Return the keys by which a row joins the group of others."""
     named = {"reference": row.reference, "group": row.group}
     keys = [f"{kind} {name}" for kind, name in named.items() if name is not None] or [image_key(row.image_id)]
     shown = [finding, references.get(row.reference or "")]
