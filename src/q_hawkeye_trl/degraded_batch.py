@@ -21,7 +21,7 @@ def given_degraded_images(example: dict[str, Any], originals: Sequence[Image.Ima
     """
     Return the degraded images of a dataset row, `None` if it has none.
 
-    Raises `ValueError` if they are not one for each original, of the same size.
+    Raises `ValueError` unless there is one per original, of the same size.
     """
     degraded = example.get("degraded_images")
     if degraded is None:
@@ -40,7 +40,7 @@ def given_degraded_images(example: dict[str, Any], originals: Sequence[Image.Ima
 
 def at_model_size(image: Image.Image, processing_class: ProcessorMixin, grid: torch.Tensor | None) -> Image.Image:
     """
-    Resize an image to the resolution at which the model reads it: resizing after a degradation would partly undo it.
+    Resize an image to the model's input resolution before it is degraded: resizing afterwards would soften the damage.
 
     `grid` is the image's patch grid (time, height, width), if the model has one (the Qwen-VL family). Images of tiling
     processors, and of those that only bound one edge, are returned as they are.
@@ -53,7 +53,7 @@ def at_model_size(image: Image.Image, processing_class: ProcessorMixin, grid: to
     else:
         size = (processor.size["width"], processor.size["height"])
     image = to_rgb(image)  # Pillow resizes palettes by nearest neighbours
-    # with the processor's own filter, which must not add a difference of its own
+    # the processor's own filter, so that both images are resized alike
     return image if image.size == size else image.resize(size, processor.resample)
 
 

@@ -99,7 +99,7 @@ _SETS: dict[str, tuple[str, list[inspect.Parameter]]] = {
             _option("variance_column", str | None, None, "Variance, instead of the standard deviation."),
             _option("reference_column", str | None, None, "Undistorted original: kept in one split."),
             _PATTERN,
-            _option("group_column", str | None, None, "What else is kept in one split."),
+            _option("group_column", str | None, None, "Another key of rows that stay in one split."),
             _option("split_column", str | None, None, "Split of the row; by default it is drawn."),
             _option("id_column", str | None, None, "Name of the image; by default its path."),
         ],

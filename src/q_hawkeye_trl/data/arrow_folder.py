@@ -12,7 +12,7 @@ from ..io.atomic import open_atomic, write_json
 
 
 class Shard(NamedTuple):
-    """Part of a split: its number of rows, and what makes its tables in order when the shard is written."""
+    """Part of a split: its number of rows, and a function that yields its tables in order."""
 
     rows: int
     tables: Callable[[], Iterable[pa.Table]]
@@ -27,7 +27,7 @@ def write_arrow(path: str | os.PathLike, tables: Iterable[pa.Table], features: F
     """
     Write one Arrow file atomically, table by table, so that memory holds one table.
 
-    Raises `ValueError` if the tables don't have `rows` rows in all; whatever `tables` raises leaves no file behind.
+    Raises `ValueError` if the tables don't have `rows` rows in all. An error from `tables` leaves no file behind.
     """
     written = 0
     with open_atomic(path, "wb") as file:

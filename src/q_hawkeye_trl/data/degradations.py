@@ -2,7 +2,7 @@
 Degraded views of images: kinds by name (`gaussian_noise`, `motion_blur@4`), five severities, combinations of two
 (`gaussian_noise@3+jpeg@2`), seeds from the pixels.
 
-No global random state is used: a view depends on the seed, the decoded pixels and the epoch alone, so every rank and
+No global random state is used. A view depends only on the seed, the decoded pixels and the epoch, so every rank and
 every restart draws the same one.
 """
 
@@ -269,8 +269,8 @@ def view_seed(degradation_seed: int, pixel_hash: str, epoch: float) -> int:
     """
     Derive the seed of a degraded view, in [0, 2^64), the same on every platform and in every process.
 
-    Each epoch (its floor counts) has another seed. It can draw the same kind again, and kinds without chance in them
-    (all but noise and motion blur) then give the same view.
+    The seed changes with the floor of `epoch`. Another epoch can still draw the same kind, and a deterministic kind
+    (all but noise and motion blur) then gives the same view.
     """
     key = f"{degradation_seed}/{pixel_hash}/{math.floor(epoch)}"
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
@@ -290,7 +290,7 @@ def degraded_views(
         degradation_seed (`int`):
             Seed of the run's degradations.
         epoch (`float`):
-            Epoch at generation; its floor counts.
+            Epoch at generation, rounded down.
 
     Returns:
         `tuple[list[PIL.Image.Image], str]`: The views (RGB, each of its original's size) and the degradation's name.

@@ -65,8 +65,8 @@ def split_faults(
 
 def check_labels(labels: LabelSet) -> None:
     """
-    Raise `ValueError` for what no option permits: names that are not Unicode, repeated rows, spreads that no opinions
-    can have, a wrong direction.
+    Raise `ValueError` for faults that no option permits: names that are not Unicode, repeated rows, impossible
+    standard deviations, reversed scores.
     """
     first: dict[tuple[str, str | None], str] = {}
     for row in labels.rows:
@@ -85,14 +85,14 @@ def check_labels(labels: LabelSet) -> None:
 def _check_spreads(labels: LabelSet) -> None:
     if labels.ends is None:
         return
-    # The widest opinions, two at both ends, have the standard deviation (b - a) / sqrt(2).
+    # The largest sample standard deviation is (b - a) / sqrt(2): two ratings, one at each end.
     limit = (labels.ends[1] - labels.ends[0]) / math.sqrt(2)
     beyond = [row for row in labels.rows if row.std is not None and row.std > limit * 1.001]
     if beyond:
         raise ValueError(
             f"{beyond[0].where} ({beyond[0].image_id}): the standard deviation is {beyond[0].std:g}, but opinions of "
-            f"{labels.ends[0]:g} to {labels.ends[1]:g} reach {limit:.4g} at most; {len(beyond)} of "
-            f"{len(labels.rows)} rows are beyond it. Are they variances? Name their column as such."
+            f"{labels.ends[0]:g} to {labels.ends[1]:g} have {limit:.4g} at most; {len(beyond)} of "
+            f"{len(labels.rows)} rows exceed it. If they are variances, name their column as such."
         )
 
 
@@ -108,7 +108,7 @@ def _check_direction(labels: LabelSet) -> None:
     if correlation > 0.3:
         raise ValueError(
             f"{labels.files[0]}: MOS rises with the strength of the distortion (rank correlation {correlation:.2f} "
-            f"over {known.sum()} images), so the scores are reversed: is this {labels.name}'s own label file?"
+            f"over {known.sum()} images), so the scores are reversed: check that this is {labels.name}'s label file."
         )
 
 

@@ -1,4 +1,4 @@
-"""Prepared data from a folder that `datasets` reads, and the checks that every row passes before training."""
+"""Load prepared data from a folder that `datasets` reads, and check every row before training."""
 
 import os
 import re
@@ -55,7 +55,9 @@ def load_folder(
             )
         dataset = dataset.add_column("prompt", [quality_messages() for _ in range(len(dataset))])
     if "image_id" not in dataset.column_names:
-        warnings.warn(f"{path} has no `image_id` column: each row counts as another image, named by its number.")
+        warnings.warn(
+            f"{path} has no `image_id` column: each row is treated as a separate image, named by its number."
+        )
         dataset = dataset.add_column("image_id", [f"row-{i}" for i in range(len(dataset))])
     return dataset
 

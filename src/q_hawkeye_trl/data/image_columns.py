@@ -23,8 +23,8 @@ def with_uniform_images(dataset: Any) -> Any:
 
     It covers the columns `image`, `images`, `degraded_image` and `degraded_images` and the image blocks of `prompt`,
     whether they hold files, bytes or decoded images. A format or transform of the dataset stays in effect; the images
-    that a transform returns are converted too. Nothing is decoded or copied before a row is read. A second call does
-    nothing more.
+    that a transform returns are converted too. Nothing is decoded or copied before a row is read. A second call
+    changes nothing.
 
     Args:
         dataset (`Dataset`, `IterableDataset`, a dict of them, another iterable of rows, or `None`):

@@ -26,7 +26,8 @@ def load_image(image: str | os.PathLike | bytes | Image.Image) -> Image.Image:
 
     Args:
         image (`str`, `os.PathLike`, `bytes` or `PIL.Image.Image`):
-            Path of a file, the content of a file, or an image, decoded or not. Of an animation the first frame counts.
+            Path of a file, the content of a file, or an image, decoded or not. An animation is read
+            as its first frame.
 
     Returns:
         `PIL.Image.Image`: RGB image, never the object that was passed. Colour profiles are not applied.

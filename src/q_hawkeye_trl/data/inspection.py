@@ -1,7 +1,7 @@
 """
-Every image of a set opened once: whether it exists, is inside its folder, is complete, and what its pixels are.
+Open every image of a set once: check that it exists, is inside the folder and decodes, and hash its pixels.
 
-Findings are written to a journal at once, so a run that was killed resumes where it stopped.
+Each finding is written to a journal immediately, so a killed run resumes where it stopped.
 """
 
 import contextlib
@@ -30,19 +30,9 @@ _HEADER = {"version": 2, "pillow": PIL.__version__}  # raise it when `pixel_hash
 
 class Finding(NamedTuple):
     """
-    What one image is.
-
-    Args:
-        key (`str`):
-            Its path; of an embedded image the hash of its bytes.
-        size (`int`), stamp (`int`):
-            Bytes and modification time (nanoseconds) of the file; 0 and 0 if it is missing.
-        pixels (`str` or `None`):
-            [`~data.degradations.pixel_hash`] of the upright image; `None` if it can't be used.
-        fault (`str` or `None`):
-            `"missing"`, `"outside"` or `"unreadable"`.
-        reason (`str`):
-            What is wrong, in words.
+    What one image is: `key` is its path, or the hash of its bytes if it is embedded; `size` (bytes) and `stamp`
+    (modification time in nanoseconds) are 0 for a missing file; `pixels` is the `pixel_hash` of the upright image,
+    `None` if unusable; `fault` is `"missing"`, `"outside"` or `"unreadable"`, with its reason.
     """
 
     key: str
@@ -63,24 +53,9 @@ def inspect_images(
     progress: Callable[[], object] = lambda: None,
 ) -> Iterator[Finding]:
     """
-    Inspect images in order; memory holds the pixels of one image a worker.
+    Inspect images, absolute paths inside `folder` or images of a table, and yield their findings in order.
 
-    Args:
-        images (`Sequence[str | EmbeddedImage]`):
-            Absolute paths, or images of a table.
-        folder (`Path`):
-            Folder that must contain the paths.
-        journal (`Path`):
-            File of earlier findings, which are reused for unchanged files, and of new ones.
-        follow_links (`bool`, *optional*, defaults to `False`):
-            Whether symbolic links may lead out of the folder.
-        workers (`int`, *optional*, defaults to `1`):
-            Threads that decode; the result does not depend on them.
-        progress (`Callable`, *optional*):
-            Called after each image.
-
-    Yields:
-        [`Finding`]: In the order of `images`.
+    Findings in `journal` are reused for unchanged files. Memory holds the pixels of one image per worker.
     """
     known = _read_findings(journal)
     resolve = os.path.abspath if follow_links else os.path.realpath

@@ -67,8 +67,8 @@ def load_koniq(
         resolution (`str`, *optional*):
             `"1024x768"` or `"512x384"`. By default the first of them that exists.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the random split that replaces the official one if only the file without it exists. It is the split
-            that `q-hawkeye prepare koniq10k` draws, which also keeps images of the same pixels together.
+            Seed of the split drawn if only the label file without the official split exists. `q-hawkeye prepare
+            koniq10k` draws the same split, except that it also keeps images with the same pixels together.
         allow_missing (`int`, *optional*, defaults to `0`):
             Maximum number of missing images of the split; they are dropped with a warning.
 
@@ -99,20 +99,8 @@ def load_koniq(
     chosen = [i for i, name in enumerate(splits) if name == split_name(split, "split")]
     kept = [i for i in chosen if os.path.isfile(labels.rows[i].image)]  # type: ignore[arg-type]
     _check_missing(labels, sorted(set(chosen) - set(kept)), len(chosen), allow_missing)
-    rows = [labels.rows[i] for i in kept]
-    columns = {
-        "prompt": [quality_messages() for _ in rows],
-        "image": [row.image for row in rows],
-        "image_id": [row.image_id for row in rows],
-        "dataset": ["koniq10k"] * len(rows),
-        "mos": labels.mos[kept].tolist(),
-        "mos_raw": [row.score for row in rows],
-        "mos_direction": ["higher"] * len(rows),
-        "mos_scale": [scale] * len(rows),
-        "mos_std": labels.mos_std[kept].tolist(),
-        "mos_std_raw": [row.std for row in rows],
-    }
-    return with_uniform_images(Dataset.from_dict(columns).cast_column("image", Image()))
+    rows = [{"prompt": quality_messages(), "image": labels.rows[i].image, **labels.columns(i)} for i in kept]
+    return with_uniform_images(Dataset.from_list(rows).cast_column("image", Image()))
 
 
 def _check_missing(labels: LabelSet, missing: list[int], count: int, allowed: int) -> None:

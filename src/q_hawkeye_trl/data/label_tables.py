@@ -48,7 +48,7 @@ class TableColumns(NamedTuple):
         reference (`str` or `None`):
             Name of the undistorted original.
         group (`str` or `None`):
-            What else must stay in one split.
+            Key of rows that must stay in one split, such as a text prompt.
         split (`str` or `None`):
             Split of the row.
         image_id (`str` or `None`):
@@ -138,8 +138,7 @@ def _split_rule(rows: list[LabelRow], columns: TableColumns, has_pattern: bool) 
 
 def _notes(columns: TableColumns, direction: str) -> list[str]:
     name = columns.score.lower()
-    kind = "DMOS" if "dmos" in name else "MOS" if "mos" in name else None
-    usual = {"DMOS": "lower", "MOS": "higher", None: direction}[kind]
+    kind, usual = ("DMOS", "lower") if "dmos" in name else ("MOS", "higher") if "mos" in name else ("", direction)
     if direction == usual:
         return []
     return [f"The column is named `{columns.score}`: a {kind} is usually better when {usual}, not {direction}."]

@@ -34,23 +34,10 @@ class LabelRow(NamedTuple):
     """
     One row of a label file.
 
-    Args:
-        image_id (`str`):
-            Name of the image, unique within the set.
-        image (`str` or `EmbeddedImage`):
-            Absolute path of the file, which need not exist, or the image itself.
-        where (`str`):
-            File and line, for messages.
-        score (`float` or `None`):
-            Score as released.
-        std (`float` or `None`):
-            Standard deviation of the opinions, in units of `score`.
-        split (`str` or `None`):
-            One of [`~data.splits.SPLITS`] if the set has splits.
-        reference (`str` or `None`):
-            Name of the undistorted original.
-        group (`str` or `None`):
-            What else must stay in one split, like the text that an image was generated from.
+    `image_id` is unique within the set. `image` is an absolute path, which need not exist, or the image itself.
+    `where` is file and line, for messages. `score` is as released and `std` in its units. `split` is one of
+    [`~data.splits.SPLITS`]. `reference` names the undistorted original. `group` is another key of
+    rows that must stay in one split, like the text that an image was generated from.
     """
 
     image_id: str
@@ -112,6 +99,20 @@ class LabelSet:
     ends: tuple[float, float] | None = None
     levels: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
+
+    def columns(self, number: int) -> dict[str, Any]:
+        """Return the label columns of a row of training data."""
+        row, std = self.rows[number], float(self.mos_std[number])
+        return {
+            "image_id": row.image_id,
+            "dataset": self.name,
+            "mos": float(self.mos[number]),
+            "mos_raw": row.score,
+            "mos_direction": self.direction,
+            "mos_scale": self.scale,
+            "mos_std": None if math.isnan(std) else std,
+            "mos_std_raw": row.std,
+        }
 
 
 def label_set(

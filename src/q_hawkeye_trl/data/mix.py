@@ -40,8 +40,8 @@ def mix(
         out (`str` or `os.PathLike`):
             Folder to make; it appears complete.
         allowed (`Mapping[str, int]`, *optional*):
-            Number of permitted faults by the keys of [`~data.faults.FAULTS`]; here `leakage` counts, the same pixels
-            in the training split of one set and in the test split of another.
+            Number of permitted faults by the keys of [`~data.faults.FAULTS`]. Only `leakage` applies: the same pixels
+            in different splits, such as the training split of one set and the test split of another.
 
     Returns:
         [`~data.preparation.Preparation`]
@@ -116,17 +116,15 @@ def _names(data: Mapping[str, Mapping[str, Dataset]]) -> dict[str, list[str]]:
 
 def _features(splits: Mapping[str, Mapping[str, Dataset]]) -> Features:
     features, owner = Features(), {}
-    for split, parts in splits.items():
-        for path, table in parts.items():
-            for column, feature in table.features.items():
-                feature = ImageFeature() if isinstance(feature, ImageFeature) else feature
-                if column not in features or features[column] == Value("null"):
-                    features[column], owner[column] = feature, f"{path}, {split}"
-                elif feature not in (features[column], Value("null")):
-                    first = f"{features[column]} in {owner[column]}"
-                    raise ValueError(
-                        f"Column `{column}` is {first} and {feature} in {path}, {split}; cast one of them."
-                    )
+    tables = [(f"{path}, {split}", table) for split, parts in splits.items() for path, table in parts.items()]
+    for place, table in tables:
+        for column, feature in table.features.items():
+            feature = ImageFeature() if isinstance(feature, ImageFeature) else feature
+            if column not in features or features[column] == Value("null"):
+                features[column], owner[column] = feature, place
+            elif feature not in (features[column], Value("null")):
+                first = f"{features[column]} in {owner[column]}"
+                raise ValueError(f"Column `{column}` is {first} and {feature} in {place}; cast one of them.")
     return features
 
 

@@ -249,11 +249,11 @@ def _split(
         groups = join_groups([_keys(*pair, references) for pair in zip(labels.rows, findings, strict=True)])
         drawn = draw_splits(groups, shares, seed)
         splits = [SPLITS[drawn[group]] for group in groups]
-    rows = [
-        PreparedRow(labels.rows[i].image, findings[i], splits[i], _columns(labels, i, findings[i]))
-        for i in range(len(splits))
-        if findings[i].fault is None and np.isfinite(labels.mos[i])
-    ]
+    rows = []
+    for i, (row, finding) in enumerate(zip(labels.rows, findings, strict=True)):
+        if finding.fault is None and np.isfinite(labels.mos[i]):
+            columns = {**labels.columns(i), "reference": row.reference, "image_hash": finding.pixels}
+            rows.append(PreparedRow(row.image, finding, splits[i], columns))
     if not rows:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(fault.kind for fault in faults).items()))
         raise ValueError(f"{labels.files[0]}: no image is usable ({kinds}): is {labels.folder} the right folder?")
@@ -270,27 +270,11 @@ def _split(
 
 
 def _keys(row: LabelRow, finding: Finding, references: Mapping[str, Finding]) -> list[str]:
-    """What puts a row into one group with others."""
+    """Return the keys by which a row joins the group of others."""
     named = {"reference": row.reference, "group": row.group}
     keys = [f"{kind} {name}" for kind, name in named.items() if name is not None] or [image_key(row.image_id)]
     shown = [finding, references.get(row.reference or "")]
     return keys + [f"pixels {image.pixels}" for image in shown if image is not None and image.pixels is not None]
-
-
-def _columns(labels: LabelSet, number: int, finding: Finding) -> dict[str, Any]:
-    row, std = labels.rows[number], labels.mos_std[number]
-    return {
-        "image_id": row.image_id,
-        "dataset": labels.name,
-        "reference": row.reference,
-        "mos": float(labels.mos[number]),
-        "mos_raw": row.score,
-        "mos_std": None if np.isnan(std) else float(std),
-        "mos_std_raw": row.std,
-        "mos_scale": labels.scale,
-        "mos_direction": labels.direction,
-        "image_hash": finding.pixels,
-    }
 
 
 def _repetition_notes(names: Sequence[str], hashes: Sequence[str]) -> list[str]:

@@ -193,7 +193,7 @@ def _kadid_stds(rows: list[LabelRow], spread: str) -> tuple[list[LabelRow], str]
     if spread == "variance":
         rows = [row._replace(std=None if row.std is None else row.std**0.5) for row in rows]
         return rows, f"The column `var` is read as a variance; mos_std is its root ({why})."
-    return rows, f"The column `var` is read as a standard deviation in spite of its name ({why})."
+    return rows, f"The column `var` is read as a standard deviation despite its name ({why})."
 
 
 def read_pipal(root: Path, *, scale: str | None = None, images: str | None = None) -> LabelSet:

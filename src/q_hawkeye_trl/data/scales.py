@@ -143,7 +143,7 @@ def spread_reading(means: np.ndarray, spreads: np.ndarray, raters: int) -> tuple
 
     Returns:
         `tuple[float, float]`: Share of the rows that fit a standard deviation and that fit a variance (population
-        form, divided by n), in [0, 1]; a few in a hundred fit a wrong reading by chance. 0 and 0 where no mean is one
+        form, divided by n), in [0, 1]; a few percent fit the wrong reading by chance. Both are 0 if no mean is a mean
         of n whole numbers.
     """
     sums = np.rint(means * raters)

@@ -27,7 +27,7 @@ def split_name(value: object, where: str) -> str:
 
 
 def image_key(image_id: str) -> str:
-    """Return the group of an image that belongs to no other group, for [`draw_splits`]."""
+    """Return the group, for [`draw_splits`], of an image that shares its group with no other."""
     return f"image {image_id}"
 
 
