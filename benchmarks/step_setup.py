@@ -73,7 +73,7 @@ def save_start(folder: Path, model: str | None) -> str:
 
 
 def processor_for(path: str, prompt: int) -> ProcessorMixin:
-    """The processor, with images of so many tokens that about a tenth of the prompt is left for text."""
+    """The processor, with images sized to leave about a tenth of the prompt for text."""
     processor = AutoProcessor.from_pretrained(path, padding_side="left")
     edge = processor.image_processor.patch_size * processor.image_processor.merge_size
     pixels = int(prompt * 0.85) * edge**2

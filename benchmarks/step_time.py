@@ -201,7 +201,7 @@ def _peak_rss() -> int:
 
 
 def device_name(device: str) -> str:
-    """The device as it stands in the figures."""
+    """The device's name in the figures."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads" if device == "cpu" else device

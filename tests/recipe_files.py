@@ -40,7 +40,7 @@ class Header(NamedTuple):
 
 
 def header_of(path: Path) -> Header:
-    """Reads the comment that a file opens with; a command that ends in a backslash goes on in the next line."""
+    """Read the opening comment of a file; a backslash continues a command on the next line."""
     lines = [line for line in path.read_text().splitlines() if line != "#!/usr/bin/env bash"]
     comment = []
     for line in lines:
@@ -73,5 +73,5 @@ def resolved(path: Path) -> dict[str, Any]:
 
 
 def own_keys(path: Path) -> dict[str, Any]:
-    """The keys that stand in the file itself."""
+    """The keys of the file itself."""
     return yaml.safe_load(path.read_text())

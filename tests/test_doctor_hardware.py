@@ -174,7 +174,7 @@ def test_the_hubs_cache(monkeypatch, tmp_path):
 
 @pytest.fixture
 def launcher(monkeypatch, tmp_path):
-    """Writes accelerate's default file, and checks it on a machine with so many GPUs."""
+    """Writes accelerate's default file, and checks it on a machine with this many GPUs."""
 
     def check(gpus: int, **settings):
         file = tmp_path / "default_config.yaml"

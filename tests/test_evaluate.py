@@ -238,7 +238,7 @@ def test_two_processes_give_the_file_of_one(prepared, tmp_path):
 
 
 def test_unfinished_scores_of_other_options_or_weights(prepared, tmp_path, monkeypatch):
-    """They are refused by name, and `--overwrite`, which the message advises, starts anew."""
+    """They are refused by name, and `--overwrite`, which the message advises, starts over."""
     from q_hawkeye_trl.scoring.scorer import HawkeyeScorer
 
     model = tmp_path / "model"

@@ -84,7 +84,7 @@ class SleepyEngine(test_vllm.Colocated):
 
 @pytest.fixture
 def engines(monkeypatch) -> list:
-    """Stands in for vLLM at its class boundary; gives the engines that were built."""
+    """Replace vLLM at its class boundary; return the engines that were built."""
     built: list = []
 
     def colocated(**options):

@@ -1,4 +1,4 @@
-"""The vLLM backend up to the engine itself, which a class with its methods stands in for."""
+"""The vLLM backend up to the engine itself, which is replaced by a class with its methods."""
 
 import sys
 from types import ModuleType, SimpleNamespace

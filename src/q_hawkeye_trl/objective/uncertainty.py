@@ -18,10 +18,10 @@ def _group_moments(scores: torch.Tensor, score_min: float, score_max: float) -> 
     if scores.dim() != 2:
         raise ValueError(f"`scores` must have shape (N, G), got {tuple(scores.shape)}.")
     if not score_min < score_max:
-        raise ValueError(f"`score_min` must lie below `score_max`, got {score_min} and {score_max}.")
+        raise ValueError(f"`score_min` must be below `score_max`, got {score_min} and {score_max}.")
     parsed = ~scores.isnan()
     count = parsed.sum(dim=1).to(scores.dtype)
-    # Zeros stand in for NaN before any arithmetic: NaN · 0 would still be NaN.
+    # NaN is replaced by 0 before any arithmetic: NaN · 0 would still be NaN.
     values = torch.where(parsed, scores.clamp(score_min, score_max), 0.0)
     mean = values.sum(dim=1) / count.clamp(min=1)
     squares = torch.where(parsed, values - mean.unsqueeze(1), 0.0).square()
@@ -87,7 +87,7 @@ def uncertainty_weights(
             Uncertainty in [0, 1], of all groups that `normalize` is to average over.
         alpha (`float`):
             Strength, at least 0; 0 gives exactly 1 everywhere. `"linear"` needs at most 1, so that no weight is
-            negative (a negative one would turn the advantages round). The release uses 0.2, exponential.
+            negative (a negative one would flip the sign of the advantages). The release uses 0.2, exponential.
         weighting (`str`, *optional*, defaults to `"exponential"`):
             `"exponential"` (the paper), `"linear"` or `"reciprocal"` (ours, for ablations).
         normalize (`bool`, *optional*, defaults to `False`):
@@ -107,7 +107,7 @@ def uncertainty_weights(
         raise ValueError(f"Unknown `weighting` {weighting!r}: choose one of {', '.join(WEIGHTINGS)}.")
     upper = 1.0 if weighting == "linear" else float("inf")
     if not 0 <= alpha <= upper:
-        raise ValueError(f"`alpha` must lie in [0, {upper:g}] for {weighting} weights, got {alpha}.")
+        raise ValueError(f"`alpha` must be in [0, {upper:g}] for {weighting} weights, got {alpha}.")
     if weighting == "exponential":
         weights = torch.exp(-alpha * uncertainty)
     elif weighting == "linear":

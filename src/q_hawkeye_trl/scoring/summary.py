@@ -60,11 +60,9 @@ def summarize(scored: Iterable[ScoredImage], shown: int = 5) -> Summary:
             summary.all = [*summary.all, each][: 2 * shown]
             # stable sorts: of equal values the first image stays first
             summary.best = sorted([*summary.best, each], key=_falling)[:shown]
-            summary.worst = sorted([*summary.worst, each], key=lambda image: image.score or 0.0)[:shown]
+            summary.worst = sorted([*summary.worst, each], key=lambda image: -_falling(image))[:shown]
             if each.spread is not None:
-                summary.uncertain = sorted([*summary.uncertain, each], key=lambda image: -(image.spread or 0.0))[
-                    :shown
-                ]
+                summary.uncertain = sorted([*summary.uncertain, each], key=lambda it: -(it.spread or 0.0))[:shown]
     summary.all = sorted(summary.all, key=_falling) if summary.scored <= 2 * shown else []
     return summary
 
