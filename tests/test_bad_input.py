@@ -19,7 +19,7 @@ CONFIG_ERRORS = {
     "nan gamma": ({"perception_gamma": float("nan")}, "perception_gamma is nan"),
     "infinite entropy": ({"entropy_original_coef": float("inf")}, "entropy_original_coef is inf"),
     "zero clip": ({"perception_kl_clip": 0.0}, "perception_kl_clip is 0.0"),
-    "scale": ({"score_min": 5.0, "score_max": 1.0}, "score_min 5.0 must lie below score_max 1.0"),
+    "scale": ({"score_min": 5.0, "score_max": 1.0}, "score_min 5.0.*score_max 1.0"),
     "linear alpha": ({"uncertainty_weighting": "linear", "uncertainty_alpha": 1.5}, "negative above 1"),
     "unknown degradation": ({"degradations": ["gaussian_blurr"]}, "gaussian_blurr.*gaussian_blur"),
     "no degradation": ({"degradations": []}, "degradations is empty"),

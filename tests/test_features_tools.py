@@ -94,7 +94,7 @@ def test_text_tool(tmp_path):
 
 
 def test_image_tool_is_refused_with_the_perception_loss(tmp_path):
-    with pytest.raises(ValueError, match="images that tools or rollouts add can't be paired; set perception_gamma"):
+    with pytest.raises(ValueError, match=r"tools.*perception_gamma"):
         train(tmp_path, zoom, **ON)
 
 

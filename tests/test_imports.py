@@ -75,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "pairs": {"data", "io", "wording"},
     "evaluation": {"data", "generation", "text"},
     "generation": {"data"},
-    "data": {"io", "text"},
+    "data": {"io", "text", "wording"},
     "objective": set(),
     "question": {"io", "text"},
     "text": set(),

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import datasets
@@ -24,7 +25,7 @@ from .objective.perception import perception_kl, sampled_entropy
 from .objective.reduction import token_weights
 from .objective.schedule import perception_gamma_at
 from .objective.uncertainty import rollout_uncertainty, score_statistics, uncertainty_weights
-from .question import DEFAULT_TASK, common_prompt, name_parser, save_questions, with_prompt
+from .question import DEFAULT_TASK, common_prompt, finite_score, name_parser, save_questions, with_prompt
 from .rewards import bind_question
 from .text import completion_text
 from .trl_compat import VISION_KEYS, check_method_hooks, group_size, mode
@@ -86,7 +87,8 @@ class HawkeyeMethodTrainer(GRPOTrainer):
                 with_prompt(train_dataset, args.prompt),
                 with_prompt(eval_dataset, args.prompt),
             )
-        reward_funcs = bind_question(reward_funcs, self.question, self.score_fn)
+        parse = self.score_fn if score_fn is None else partial(finite_score, score_fn)
+        reward_funcs = bind_question(reward_funcs, self.question, parse)
         if args.max_pixels is not None and not positional and kwargs.get("processing_class") is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             options = {"padding_side": "left", "truncation_side": "left", "trust_remote_code": args.trust_remote_code}
@@ -159,14 +161,8 @@ class HawkeyeMethodTrainer(GRPOTrainer):
         return weights.repeat_interleave(size)[start : start + len(inputs)]
 
     def _read_score(self, completion) -> float:
-        score = self.score_fn(completion_text(completion))
-        if score is None:
-            return math.nan
-        if not math.isfinite(score):
-            raise ValueError(
-                f"score_fn returned {score} for {completion_text(completion)!r}; return None for no score."
-            )
-        return float(score)
+        score = finite_score(self.score_fn, completion_text(completion))
+        return math.nan if score is None else float(score)
 
     def _generate_and_score_completions(self, inputs):
         check_images_alike(inputs, self.accelerator)

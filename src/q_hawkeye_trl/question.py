@@ -101,6 +101,14 @@ def override(question: Question, given: Mapping[str, Any]) -> Question:
     return replace(question, **{name: value for name, value in given.items() if value is not None})
 
 
+def finite_score(score_fn: ScoreFunc, text: str) -> float | None:
+    """Read a score with a caller's function; raise `ValueError` if it is NaN or infinite."""
+    score = score_fn(text)
+    if score is not None and not math.isfinite(score):
+        raise ValueError(f"score_fn returned {score} for {text!r}; return None for no score.")
+    return score
+
+
 def name_parser(function: ScoreFunc) -> str | None:
     """The parser's name as [`Question`] takes it, or `None` if the function can't be imported."""
     for name, known in PARSERS.items():
