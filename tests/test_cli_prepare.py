@@ -107,6 +107,7 @@ def test_help_answers_without_the_heavy_packages():
     assert process.stdout.strip().endswith("[]"), process.stdout[-300:] + process.stderr[-300:]
 
 
+@pytest.mark.slow
 def test_the_training_script_takes_a_prepared_mix(tmp_path, cli, prepared, monkeypatch):
     """Two sets, one of them without spreads, in two steps of training."""
     parts = [prepared(name)[0]["train"] for name in ("koniq10k", "spaq")]

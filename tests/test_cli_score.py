@@ -61,6 +61,7 @@ def test_a_folder_to_jsonl_with_the_toy_policy(pictures, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "scores.jsonl"]
 
 
+@pytest.mark.slow
 def test_rollouts_reasoning_and_formats_agree(pictures, tmp_path):
     options = ("--rollouts", 4, "--reasoning", "--max-new-tokens", 32)
     for batch_size, suffix in ((1, "jsonl"), (12, "csv"), (64, "parquet")):  # whatever the batch

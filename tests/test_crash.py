@@ -105,6 +105,7 @@ def assert_same_run(out: Path, whole: Path) -> None:
     assert names == others
 
 
+@pytest.mark.slow
 def test_killed_in_a_write_and_resumed(data, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "broken"
     options = ("--max_steps", "3")

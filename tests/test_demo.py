@@ -397,6 +397,7 @@ def test_bundled_files_name_no_machine():
         assert file.metadata() == {"format": "pt"}
 
 
+@pytest.mark.slow
 def test_build_runs_is_seeded_and_overwrites_nothing(tmp_path):
     settings = {
         "contents": 8,

@@ -64,7 +64,9 @@ def test_bnpo_is_cut_as_stock_cuts_it(tmp_path):
     assert largest_difference(ours.gradients[0], stock.gradients[0]) == 0.0
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize(
+    "loss_type", ["dapo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grpo", "dr_grpo"))]
+)
 def test_one_process_equals_two_with_a_group_across_ranks(tmp_path, loss_type):
     whole = run(tmp_path, loss_type=loss_type, **ON, **GRADIENT_ONLY)
     options = {"loss_type": loss_type, "per_device_train_batch_size": 4, **ON, **GRADIENT_ONLY}

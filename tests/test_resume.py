@@ -69,7 +69,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, family):
 
 
 @pytest.mark.parametrize("shared_prefix", ["off", "on"])
-@pytest.mark.parametrize("step", [2, 3, 5])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 5))])
 def test_every_epoch_is_resumed_in_its_own_order(tmp_path, step, shared_prefix):
     # eight prompts, two a step: steps 2 and 3 lie in the first of two epochs, 5 in the second
     options = {"train_dataset": tiny_dataset(8), "max_steps": 8, "shared_prefix": shared_prefix}

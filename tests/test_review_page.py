@@ -91,6 +91,7 @@ def decided(server):
     return list(read_decisions(server.folder / "decisions.jsonl").values())
 
 
+@pytest.mark.slow
 def test_decide_reload_kill_resume(server, seen, page):
     wait_for_count(page, "0 of 8 decided")
     page.wait_for_function("document.querySelector('#original img')?.naturalWidth === 112")

@@ -59,6 +59,7 @@ def test_generation_draws_the_same_rollouts(tmp_path, family):
     assert_alike(*both(tmp_path, family=family, **options, **ON))
 
 
+@pytest.mark.slow
 def test_twenty_sampled_steps_coincide(tmp_path):
     plain, shared = both(tmp_path, scripted=None, temperature=0.7, max_steps=20, learning_rate=0.1, **ON)
     assert_alike(plain, shared, 1e-4)

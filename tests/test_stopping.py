@@ -174,6 +174,7 @@ def test_a_signal_to_workers_too_does_not_end_the_run_before_it_is_saved(tmp_pat
     assert checkpoint_problem(tmp_path / "checkpoint-2") is None
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_training_process(tmp_path):
     script = (
         "import os, sys, torch\n"
