@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -20,14 +19,3 @@ def locked(path: str | os.PathLike, *, busy: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def is_locked(path: str | os.PathLike) -> bool:
-    """Tell whether another process holds the lock."""
-    if not Path(path).exists():
-        return False
-    try:
-        with locked(path, busy=""):
-            return False
-    except BlockingIOError:
-        return True
